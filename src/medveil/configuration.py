@@ -1,0 +1,62 @@
+"""The one base of every configuration: frozen, and unknown keys are errors."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from medveil.errors import ConfigError
+
+
+class Config(BaseModel):
+    """A frozen table of settings; an unknown key is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def parse_config(model: type[ConfigT], values: object, *, where: str) -> ConfigT:
+    """Validate ``values`` as ``model``.
+
+    Args:
+        model: a pydantic model.
+        values: parsed TOML.
+        where: what is being read, for the message, for example ``"plan.toml"``.
+
+    Raises:
+        ConfigError: with the first problem's place, value and expectation, and how many more there are.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise config_error(error, where=where) from None
+
+
+def config_error(error: ValidationError, *, where: str) -> ConfigError:
+    """The first problem of a pydantic error as a :class:`ConfigError` in this project's words."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    place = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        return ConfigError(
+            f"{where}: unknown key {place}{more}",
+            remedy="remove it or correct its spelling; docs/reference/plan.md lists every key",
+        )
+    if kind == "missing":
+        return ConfigError(f"{where}: {place} is missing{more}", remedy="add it; docs/reference/plan.md has an example")
+    value = first.get("input")
+    return ConfigError(
+        f"{where}: {place} is not valid{more}",
+        got=_short(value),
+        expected=first["msg"].removeprefix("Value error, "),
+        remedy="docs/reference/plan.md lists every key with its range",
+    )
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = repr(str(value)) if isinstance(value, str | Path) else repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"

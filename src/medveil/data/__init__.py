@@ -1,0 +1,1 @@
+"""Data: subjects, sources, splits, sites and the built-in phantom (no torch)."""

@@ -1,0 +1,1 @@
+"""How good a model is, with patient-level intervals: classification and segmentation."""

@@ -1,0 +1,1 @@
+"""Sites and a coordinator as state machines that exchange messages; how these travel is a transport's business."""

@@ -1,0 +1,116 @@
+"""A site's own work in torch: train from given weights, score given weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from medveil.errors import ProtocolError, UnsupportedModelError
+from medveil.federation.settings import Algorithm, FedProx, FedSgd
+from medveil.federation.site import LocalResult
+from medveil.training.device import one_thread
+from medveil.training.loop import Proximal, Trainer
+from medveil.training.optimisers import Adam, Sgd, build_optimiser
+from medveil.training.validation import Scores
+from medveil.training.vectors import Vector, floating_buffers, from_vector, to_vector
+
+
+@dataclass(frozen=True, eq=False)
+class LocalWork:
+    """Implements :class:`medveil.federation.site.Work` with torch.
+
+    Args:
+        trainer: model, data and settings of the site.
+        algorithm: of the federation.
+        optimiser: of local steps; made anew each round, so that no state outlives a round.
+        rounds: of the whole training, for the schedule.
+        score: validation of the trainer's model, or None when the site has no validation data.
+        num_validation: validation examples.
+    """
+
+    trainer: Trainer
+    algorithm: Algorithm
+    optimiser: Sgd | Adam
+    rounds: int
+    score: Callable[[], Scores] | None
+    num_validation: int
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples."""
+        return self.trainer.num_examples
+
+    def train(self, round_number: int, weights: Vector, buffers: Vector) -> LocalResult:
+        """Work of one round; round numbers start at 1."""
+        one_thread()
+        self._load(weights, buffers)
+        if isinstance(self.algorithm, FedSgd):
+            loss = self.trainer.accumulate_gradient(round_number - 1)
+            gradients = [_gradient(parameter) for parameter in self.trainer.parameters]
+            return LocalResult("mean", to_vector(gradients), self._buffers(), loss)
+        loss = self._local_steps(round_number)
+        return LocalResult("weights", to_vector(self.trainer.parameters), self._buffers(), loss)
+
+    def validate(self, weights: Vector, buffers: Vector) -> Scores:
+        """Scores of ``weights`` on the site's validation data; {} without any."""
+        if self.score is None:
+            return {}
+        one_thread()
+        self._load(weights, buffers)
+        return self.score()
+
+    def _local_steps(self, round_number: int) -> float:
+        steps = local_steps(self.algorithm, self.trainer.steps_per_epoch)
+        proximal = None
+        if isinstance(self.algorithm, FedProx):
+            anchor = tuple(parameter.detach().clone() for parameter in self.trainer.parameters)
+            proximal = Proximal(self.algorithm.mu, anchor)
+        return self.trainer.run(
+            build_optimiser(self.trainer.parameters, self.optimiser),
+            first_step=(round_number - 1) * steps,
+            count=steps,
+            total_steps=self.rounds * steps,
+            proximal=proximal,
+        )
+
+    def _load(self, weights: Vector, buffers: Vector) -> None:
+        expected = sum(parameter.numel() for parameter in self.trainer.parameters)
+        if len(weights) != expected:
+            raise ProtocolError(
+                "The coordinator's weights do not fit this site's model",
+                got=f"{len(weights)} parameters",
+                expected=f"{expected}",
+                remedy="run the same plan with the same version of medveil at every site",
+            )
+        from_vector(weights, self.trainer.parameters)
+        from_vector(buffers, floating_buffers(self.trainer.model))
+
+    def _buffers(self) -> Vector:
+        return to_vector(floating_buffers(self.trainer.model))
+
+
+def local_steps(algorithm: Algorithm, steps_per_epoch: int) -> int:
+    """Steps that a site takes in a round."""
+    if isinstance(algorithm, FedSgd):
+        return 1
+    return algorithm.local_steps or (algorithm.local_epochs or 0) * steps_per_epoch
+
+
+def check_buffers(model: torch.nn.Module, policy: str) -> None:
+    """Refuse a model with running statistics unless the plan says what happens to them.
+
+    Raises:
+        UnsupportedModelError: the model has floating-point buffers and the policy is "refuse".
+    """
+    count = len(floating_buffers(model))
+    if count and policy == "refuse":
+        raise UnsupportedModelError(
+            "The model keeps running statistics of the data (batch normalisation, for example)",
+            got=f"{count} floating-point buffers",
+            expected='none, while federation.buffers = "refuse"',
+            remedy='choose a model without batch statistics, or set federation.buffers = "average"',
+        )
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

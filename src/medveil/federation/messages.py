@@ -1,0 +1,175 @@
+"""Typed, versioned, length-checked messages between sites and coordinator.
+
+Frame: magic ``MVF1`` | kind (u8) | version (u8) | header length (u32) | body length (u64), big-endian; then the
+header (UTF-8 JSON, validated), then the body (safetensors, possibly empty). Nothing is ever unpickled.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from medveil.configuration import Config
+from medveil.errors import MessageError
+
+PROTOCOL_VERSION = 1
+_MAGIC = b"MVF1"
+_FRAME = struct.Struct(">4sBBIQ")
+_MAX_HEADER = 1 << 20
+MAX_BODY = 1 << 32
+_DTYPES = ("float32", "float64", "uint32", "uint64")
+
+Tensors = Mapping[str, NDArray[np.generic]]
+
+
+class Message(Config):
+    """Base of all messages: a header of plain values; tensors travel beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    kind: ClassVar[int]
+
+
+class Join(Message):
+    """Site to coordinator: ready for this plan."""
+
+    kind = 1
+    site: str = Field(min_length=1, max_length=100)
+    plan_hash: str
+    num_examples: int = Field(ge=1)
+
+
+class Task(Message):
+    """Coordinator to site: validate and/or train. Tensors: ``weights`` and ``buffers``, or none (as last sent)."""
+
+    kind = 2
+    round: int = Field(ge=0)
+    validate_model: bool
+    train: bool
+    sites: list[str]
+
+
+class Result(Message):
+    """Site to coordinator: what a round of training changed.
+
+    Tensors: ``values`` and ``buffers``. ``form`` says what ``values`` are: the site's new "weights" (lossless in
+    float32), its "mean" gradient, or a "sum" that stages produced.
+    """
+
+    kind = 3
+    round: int = Field(ge=1)
+    form: Literal["weights", "mean", "sum"]
+    weight: float = Field(gt=0)
+    train_loss: float
+
+
+class Scores(Message):
+    """Site to coordinator: validation of the weights of ``round`` on the site's own data."""
+
+    kind = 4
+    round: int = Field(ge=0)
+    num_examples: int = Field(ge=0)
+    scores: dict[str, float | None]
+
+
+class Stop(Message):
+    """Coordinator to site, or site to coordinator: no more messages follow."""
+
+    kind = 5
+    reason: str = Field(max_length=500)
+
+
+AnyMessage = Join | Task | Result | Scores | Stop
+_KINDS: dict[int, type[Join | Task | Result | Scores | Stop]] = {
+    message.kind: message for message in (Join, Task, Result, Scores, Stop)
+}
+
+
+def encode(message: AnyMessage, tensors: Tensors | None = None) -> bytes:
+    """One frame."""
+    header = json.dumps(message.model_dump(), separators=(",", ":")).encode()
+    body = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}) if tensors else b""
+    return _FRAME.pack(_MAGIC, message.kind, PROTOCOL_VERSION, len(header), len(body)) + header + body
+
+
+def decode(data: bytes, *, max_body: int = MAX_BODY) -> tuple[AnyMessage, dict[str, NDArray[np.generic]]]:
+    """Read one frame.
+
+    Args:
+        data: exactly one frame.
+        max_body: largest body accepted, in bytes.
+
+    Raises:
+        MessageError: anything but a well-formed message of this version with finite, allowed tensors.
+    """
+    kind, header, body = _split(data, max_body)
+    try:
+        message = _KINDS[kind].model_validate_json(header)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise MessageError(
+            "A message's header is not valid", got=first["type"], expected=first["msg"], remedy=_SAME_VERSION
+        ) from None
+    return message, _tensors(body)
+
+
+_SAME_VERSION = "run the same version of medveil at every site"
+
+
+def _split(data: bytes, max_body: int) -> tuple[int, bytes, bytes]:
+    if len(data) < _FRAME.size:
+        raise MessageError("A message is too short", got=f"{len(data)} bytes", expected=f">= {_FRAME.size}")
+    magic, kind, version, header_length, body_length = _FRAME.unpack_from(data)
+    if magic != _MAGIC:
+        raise MessageError("Bytes arrived that are not a medveil message", expected="the magic MVF1")
+    if version != PROTOCOL_VERSION:
+        raise MessageError(
+            "A message has another protocol version",
+            got=version,
+            expected=PROTOCOL_VERSION,
+            remedy=_SAME_VERSION,
+        )
+    if kind not in _KINDS:
+        raise MessageError("A message has an unknown kind", got=kind, expected=sorted(_KINDS), remedy=_SAME_VERSION)
+    if header_length > _MAX_HEADER or body_length > max_body:
+        raise MessageError(
+            "A message is larger than allowed",
+            got=f"header {header_length}, body {body_length} bytes",
+            expected=f"at most {_MAX_HEADER} and {max_body}",
+        )
+    if len(data) != _FRAME.size + header_length + body_length:
+        raise MessageError(
+            "A message's length differs from what its frame says",
+            got=len(data),
+            expected=_FRAME.size + header_length + body_length,
+        )
+    return kind, data[_FRAME.size : _FRAME.size + header_length], data[_FRAME.size + header_length :]
+
+
+def _tensors(body: bytes) -> dict[str, NDArray[np.generic]]:
+    if not body:
+        return {}
+    try:
+        tensors: dict[str, NDArray[np.generic]] = load(body)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise MessageError("A message's tensors cannot be read", got=type(error).__name__) from None
+    for name, tensor in tensors.items():
+        if tensor.dtype.name not in _DTYPES or tensor.ndim != 1:
+            raise MessageError(
+                "A message holds a tensor of a kind that is not allowed",
+                got=f"{tensor.dtype.name}, {tensor.ndim} axes",
+                expected=f"one axis, one of {', '.join(_DTYPES)}",
+            )
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise MessageError(
+                "A message holds NaN or infinite numbers",
+                got=f"in {name!r}" if name in ("weights", "values", "buffers") else "in a tensor",
+                expected="finite numbers",
+                remedy="the training at the sender diverged: lower its learning rate",
+            )
+    return tensors

@@ -1,0 +1,146 @@
+"""The site's state machine: message bytes in, message bytes out. It knows no torch and no transport."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medveil.errors import ProtocolError
+from medveil.federation.messages import Join, Result, Scores, Stop, Task, Tensors, decode, encode
+from medveil.federation.stages import Pipeline, StageContext
+from medveil.federation.update import Update
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class LocalResult:
+    """What a site's training gave.
+
+    Args:
+        form: "weights" (``values`` are the new weights) or "mean" (``values`` are a mean gradient).
+        values: shape (d,), float32.
+        buffers: shape (b,), float32.
+        train_loss: mean over the steps.
+    """
+
+    form: Literal["weights", "mean"]
+    values: Floats
+    buffers: Floats
+    train_loss: float
+
+
+class Work(Protocol):
+    """What a site can do with its own data."""
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples."""
+        ...
+
+    @property
+    def num_validation(self) -> int:
+        """Validation examples."""
+        ...
+
+    def train(self, round_number: int, weights: Floats, buffers: Floats) -> LocalResult:
+        """Train from ``weights``."""
+        ...
+
+    def validate(self, weights: Floats, buffers: Floats) -> dict[str, float | None]:
+        """Score ``weights`` on the site's own validation data."""
+        ...
+
+
+class Site:
+    """One site.
+
+    Args:
+        name: as the coordinator knows it.
+        plan_hash: of the plan that the site agreed to.
+        work: training and validation on its own data.
+        weighting: "size" or "equal".
+        pipeline: privacy stages; empty sends updates in the clear.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        plan_hash: str,
+        work: Work,
+        weighting: Literal["size", "equal"],
+        pipeline: Pipeline,
+    ) -> None:
+        self.name = name
+        self.finished = False
+        self._plan_hash = plan_hash
+        self._work = work
+        self._weight = float(work.num_examples) if weighting == "size" else 1.0
+        self._pipeline = pipeline
+        self._model: tuple[Floats, Floats] | None = None
+
+    def join(self) -> bytes:
+        """The first message."""
+        return encode(Join(site=self.name, plan_hash=self._plan_hash, num_examples=self._work.num_examples))
+
+    def receive(self, data: bytes) -> list[bytes]:
+        """React to a message of the coordinator.
+
+        Raises:
+            MessageError: not a valid message.
+            ProtocolError: a message that a site never receives, or one that comes too late or too early.
+        """
+        message, tensors = decode(data)
+        if self.finished:
+            raise ProtocolError("A message arrived after the end of the training", got=type(message).__name__)
+        if isinstance(message, Stop):
+            self.finished = True
+            return []
+        if not isinstance(message, Task):
+            raise ProtocolError(
+                "A site received a message that only a coordinator may receive", got=type(message).__name__
+            )
+        return self._perform(message, tensors)
+
+    def _perform(self, task: Task, tensors: Tensors) -> list[bytes]:
+        if tensors:
+            self._model = (_vector(tensors, "weights"), _vector(tensors, "buffers"))
+        if self._model is None:
+            raise ProtocolError("A task arrived before any weights", expected="weights with the first task")
+        weights, buffers = self._model
+        replies = []
+        if task.validate_model:
+            scores = self._work.validate(weights, buffers)
+            replies.append(encode(Scores(round=task.round, num_examples=self._work.num_validation, scores=scores)))
+        if task.train:
+            replies.append(self._train(task, weights, buffers))
+        return replies
+
+    def _train(self, task: Task, weights: Floats, buffers: Floats) -> bytes:
+        local = self._work.train(task.round, weights, buffers)
+        if not self._pipeline.stages:
+            header = Result(round=task.round, form=local.form, weight=self._weight, train_loss=local.train_loss)
+            return encode(header, {"values": local.values, "buffers": local.buffers})
+        update = Update.from_mean(change(local, weights), self._weight, local.buffers)
+        context = StageContext(round=task.round, site=self.name, sites=tuple(task.sites))
+        staged = self._pipeline.at_site(update, context)
+        header = Result(round=task.round, form="sum", weight=staged.weight, train_loss=local.train_loss)
+        return encode(header, {"values": staged.vector, "buffers": staged.buffers})
+
+
+def change(local: LocalResult, weights: Floats) -> NDArray[np.float64]:
+    """Mean change (new weights minus old, exact in float64), or the mean gradient as it is."""
+    values = local.values.astype(np.float64)
+    return values if local.form == "mean" else values - weights.astype(np.float64)
+
+
+def _vector(tensors: Tensors, name: str) -> Floats:
+    if name not in tensors or tensors[name].dtype != np.float32:
+        raise ProtocolError(
+            "A task does not carry the tensors that it should",
+            got=", ".join(sorted(tensors[key].dtype.name for key in tensors)),
+            expected="weights and buffers, float32",
+        )
+    return np.asarray(tensors[name], dtype=np.float32)

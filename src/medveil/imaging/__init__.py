@@ -1,0 +1,1 @@
+"""Images in: DICOM, NIfTI, PNG, JPEG and npz become volumes, and volumes become arrays of one kind."""

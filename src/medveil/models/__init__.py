@@ -1,0 +1,1 @@
+"""Networks that pass every later stage: private training, attack tests and encrypted evaluation."""

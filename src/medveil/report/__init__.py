@@ -1,0 +1,1 @@
+"""One self-contained HTML page that a hospital's board and its physicists can both read."""

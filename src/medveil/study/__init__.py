@@ -1,0 +1,1 @@
+"""One plan, one run folder: read the plan, train, evaluate, record."""

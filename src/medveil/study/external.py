@@ -1,0 +1,91 @@
+"""Score a model on data that it never saw."""
+
+from typing import Any
+
+from torch import nn
+
+from medveil.data.sources import load
+from medveil.data.subject import Dataset
+from medveil.errors import ConfigError, LabelError
+from medveil.evaluation.curves import Threshold
+from medveil.study import record
+from medveil.study.plan import External, Plan
+from medveil.study.prepare import Prepared, TestSet
+from medveil.study.progress import Progress
+from medveil.study.scoring import Scorer
+from medveil.training.arrays import to_arrays
+
+
+def test_set(dataset: Dataset, plan: Plan, class_names: tuple[str, ...], input_shape: tuple[int, ...]) -> TestSet:
+    """All subjects of ``dataset`` as a test set for a model with these classes and this input.
+
+    Raises:
+        ConfigError: another task, or images of another shape.
+        LabelError: other classes.
+    """
+    if dataset.task != plan.task:
+        raise ConfigError(
+            "The data are for another task than the model's",
+            got=dataset.task,
+            expected=plan.task,
+            remedy="choose data with the labels that the model was trained for",
+        )
+    if dataset.class_names != class_names:
+        raise LabelError(
+            "The data have other classes than the model",
+            got=", ".join(dataset.class_names),
+            expected=", ".join(class_names),
+            remedy="name the classes in the data file as the model knows them, in the same order",
+        )
+    if dataset.example_shape != input_shape:
+        raise ConfigError(
+            "The images have another shape than the model's input",
+            got=f"(channels, *spatial) = {dataset.example_shape}",
+            expected=input_shape,
+            remedy=f"add resize = {list(input_shape[1:])} to the data file if resizing is right for these images",
+        )
+    data = to_arrays(dataset.subjects, task=plan.task, num_classes=len(class_names))
+    return TestSet(data, dataset.subjects, tuple(subject.attributes.get("site", "") for subject in dataset.subjects))
+
+
+def score_external(
+    plan: Plan,
+    prepared: Prepared,
+    scorer: Scorer,
+    model: nn.Module,
+    threshold: Threshold,
+    own: dict[str, Any],
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """The record's ``external`` part: every data set of ``evaluation.external``, and how far the scores fall."""
+    results = []
+    for external in plan.evaluation.external:
+        progress.note(f"Scoring {external.name}")
+        results.append(_score_one(plan, prepared, scorer, model, threshold, own, external))
+    return results
+
+
+def _score_one(
+    plan: Plan,
+    prepared: Prepared,
+    scorer: Scorer,
+    model: nn.Module,
+    threshold: Threshold,
+    own: dict[str, Any],
+    external: External,
+) -> dict[str, Any]:
+    dataset = load(external.source, plan.data.preprocess, root=plan.data_root)
+    test = test_set(dataset, plan, prepared.dataset.class_names, prepared.input_shape)
+    predictions = scorer.predict(model, test.data)
+    result = scorer.score(predictions, test, threshold).to_json()
+    return {
+        "name": external.name,
+        "relation": external.relation,
+        "test": record.metrics_part(result, {}, scorer.by_subgroup(predictions, test, threshold)),
+        "num_subjects": len(test.subjects),
+        "fall": {
+            name: own[name]["value"] - estimate["value"]
+            for name, estimate in result["metrics"].items()
+            if estimate["value"] is not None and own.get(name, {}).get("value") is not None
+        },
+    }

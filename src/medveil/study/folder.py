@@ -1,0 +1,149 @@
+"""The run folder: where each file lies, and writes that a crash cannot tear."""
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medveil.errors import ResumeError, RunError
+
+
+class RunFolder:
+    """Paths inside one run's folder.
+
+    Args:
+        path: of the folder; made by :meth:`claim` when it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "record.json"
+        self.plan = path / "plan.json"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.weights = path / "weights.safetensors"
+        self.references = path / "references"
+        self.examples = path / "examples.npz"
+        self.predictions = path / "predictions.npz"
+        self.card = path / "model_card.md"
+        self.manifest = path / "manifest.json"
+        self.report = path / "report.html"
+        self.state = path / "state"
+        self.seen = self.state / "seen.txt"
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            RunError: another process holds it, or it cannot be made.
+        """
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+            lock = (self.state / "lock").open("w")
+        except OSError as error:
+            raise RunError(
+                "The run folder cannot be written",
+                got=error.strerror,
+                expected="a folder that this user may write",
+                remedy="choose another --out",
+            ) from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    "Another process is working in this run folder",
+                    expected="one process a run",
+                    remedy="wait for it, or choose another --out",
+                ) from None
+            yield
+
+    def bind_plan(self, content: dict[str, Any]) -> None:
+        """Write the plan, or check that the folder belongs to it.
+
+        Args:
+            content: with the key ``plan_hash``.
+
+        Raises:
+            ResumeError: the folder holds a run of another plan.
+        """
+        if not self.plan.exists():
+            write_json(self.plan, content)
+            return
+        stored = read_json(self.plan).get("plan_hash", "")
+        if stored != content["plan_hash"]:
+            raise ResumeError(
+                "The run folder belongs to another plan",
+                got=f"plan {stored[:12]}",
+                expected=f"plan {content['plan_hash'][:12]}",
+                remedy="choose another --out, or go back to the plan that the folder was begun with",
+            )
+
+    def checkpoint(self, arm: str) -> Path:
+        """Checkpoint file of an arm."""
+        return self.state / (arm.replace("/", "--") + ".safetensors")
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one line a round and arm; threads may share it.
+
+    Args:
+        path: of the file; begun anew, since every arm writes again what its checkpoint remembers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        write_text(path, "")
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Add lines."""
+        with self._lock, self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write atomically: afterwards the file is the old one or the new one, on disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write atomically, keys sorted, NaN refused."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that medveil wrote.
+
+    Raises:
+        RunError: missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            "The run folder lacks a file",
+            got=f"no {path.name}",
+            expected="the folder of a finished run",
+            remedy="check the path, or run medveil train with this folder as --out",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path.name} is damaged", got=type(error).__name__, expected="JSON") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path.name} is damaged", got=type(content).__name__, expected="a JSON object")
+    return content

@@ -1,0 +1,242 @@
+"""The plan: one TOML file that says what is trained, on what, how, and what protects it."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from medveil.configuration import Config, parse_config
+from medveil.data.partition import IidPartition, Partition
+from medveil.data.sources import AnySource, read_data_file
+from medveil.data.splits import Splits
+from medveil.data.subject import Task
+from medveil.errors import ConfigError
+from medveil.evaluation.intervals import BootstrapConfig
+from medveil.federation.settings import Federation
+from medveil.imaging.preprocess import Preprocess
+from medveil.models.registry import ModelConfig
+from medveil.training.objectives import DiceCrossEntropy
+from medveil.training.settings import Performance, Training
+
+NAMED_PLANS = Path(__file__).parent / "plans"
+
+
+class Data(Config):
+    """What is trained on.
+
+    Attributes:
+        source: where images come from; discriminated by ``kind``. In its place a plan may say
+            ``file = "my-data.toml"``.
+        preprocess: what happens to every image.
+        splits: training, validation, test; by patient.
+        partition: how subjects become sites.
+    """
+
+    source: AnySource
+    preprocess: Preprocess = Preprocess()
+    splits: Splits = Splits()
+    partition: Partition = IidPartition(sites=5)
+
+
+class External(Config):
+    """Another data set to evaluate on, never trained on.
+
+    Attributes:
+        name: as the report calls it.
+        relation: one sentence on how it differs from the training data.
+        source: where its images come from.
+    """
+
+    name: str
+    relation: str = ""
+    source: AnySource
+
+
+class Evaluation(Config):
+    """How the test set is scored.
+
+    Attributes:
+        threshold: probability above which an image counts as positive; "validation" chooses it by Youden's J on
+            validation data.
+        bootstrap: patient-level intervals.
+        surface_tolerance_mm: distance within which surfaces count as equal.
+        subgroups: columns of the data whose values are scored apart.
+        external: other data sets.
+    """
+
+    threshold: Literal["validation"] | float = "validation"
+    bootstrap: BootstrapConfig = BootstrapConfig()
+    surface_tolerance_mm: float = Field(1.0, gt=0)
+    subgroups: tuple[str, ...] = ()
+    external: tuple[External, ...] = ()
+
+
+class References(Config):
+    """What the federated model is compared with, on the same test set.
+
+    Attributes:
+        central: one model on all sites' data together.
+        local_only: one model a site, on its own data.
+    """
+
+    central: bool = True
+    local_only: bool = True
+
+
+class Privacy(Config):
+    """The privacy pipeline: stages in order, each discriminated by ``kind``; empty protects nothing."""
+
+    stages: tuple[dict[str, Any], ...] = ()
+
+
+class Plan(Config):
+    """Everything that decides a run's result, in one place.
+
+    Attributes:
+        name: of the run.
+        task: "classification" or "segmentation"; must be that of the data.
+        seed: root of all reproducible randomness.
+        initial_weights: safetensors file to start from, or None.
+        root: folder that relative paths of the plan start from (set by :func:`load_plan`; not part of the file).
+        data_root: likewise for the data; the data file's folder when ``data.file`` names one.
+    """
+
+    name: str = Field(min_length=1, max_length=100)
+    task: Task
+    seed: int = 0
+    initial_weights: Path | None = None
+    data: Data
+    model: ModelConfig
+    training: Training = Training()
+    federation: Federation
+    privacy: Privacy = Privacy()
+    evaluation: Evaluation = Evaluation()
+    references: References = References()
+    performance: Performance = Performance()
+    root: Path = Field(Path(), exclude=True)
+    data_root: Path = Field(Path(), exclude=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.task == "classification" and isinstance(self.training.loss, DiceCrossEntropy):
+            raise ValueError("training.loss dice_ce needs masks: use cross_entropy for classification")
+        metrics = {"auto", "loss", "auc" if self.task == "classification" else "dice"}
+        stopping = self.federation.early_stopping
+        chosen = {self.federation.select_metric, stopping.metric if stopping else "loss"}
+        if not chosen <= metrics:
+            raise ValueError(f"federation: {self.task} is validated by {', '.join(sorted(metrics - {'auto'}))}")
+        return self
+
+    def metric(self) -> Literal["auc", "dice", "loss"]:
+        """Validation score by which weights are selected."""
+        if self.federation.select_metric != "auto":
+            return self.federation.select_metric
+        return "auc" if self.task == "classification" else "dice"
+
+    def digest(self) -> str:
+        """SHA-256 of everything but ``[performance]``, which may not change what a run means."""
+        content = self.model_dump(mode="json", exclude={"performance"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load_plan(plan: str | Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read a plan.
+
+    Args:
+        plan: path of a TOML file, or the name of a shipped plan ("pneumonia-28").
+        overrides: ``key=value`` pairs, dotted keys, values in TOML (a bare word is text).
+
+    Raises:
+        ConfigError: no such file, not TOML, unknown keys, values out of range, or an override that is not
+            ``key=value``.
+    """
+    path = find_plan(plan)
+    values = read_toml(path)
+    for override in overrides:
+        _override(values, override)
+    root = path.parent.resolve()
+    data_root = _insert_data_file(values, root)
+    return parse_plan(values, where=path.name, root=root, data_root=data_root)
+
+
+def parse_plan(values: Mapping[str, Any], *, where: str, root: Path, data_root: Path) -> Plan:
+    """Validate the tables of a plan.
+
+    Raises:
+        ConfigError: unknown keys or values out of range.
+    """
+    return parse_config(Plan, values, where=where).model_copy(update={"root": root, "data_root": data_root})
+
+
+def find_plan(plan: str | Path) -> Path:
+    """The file of a plan given by path or by shipped name.
+
+    Raises:
+        ConfigError: neither.
+    """
+    path = Path(plan)
+    if path.is_file():
+        return path
+    named = NAMED_PLANS / f"{plan}.toml"
+    if named.is_file():
+        return named
+    raise ConfigError(
+        "There is no such plan",
+        got=str(plan),
+        expected="a TOML file, or one of " + ", ".join(sorted(file.stem for file in NAMED_PLANS.glob("*.toml"))),
+        remedy="check the path",
+    )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("A file cannot be read", got=error.strerror, expected="a readable TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name} is not valid TOML", got=str(error), remedy="correct the line named") from None
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(
+            "An override is not of the form key=value", got=text, expected="for example federation.rounds=3"
+        )
+    table: Any = values
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise ConfigError("An override leads through a value that is not a table", got=key)
+    table[last] = _toml_value(value.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _insert_data_file(values: dict[str, Any], root: Path) -> Path:
+    """Put the source that ``data.file`` describes in its place; return the folder its paths start from."""
+    data = values.get("data")
+    if not isinstance(data, dict) or "file" not in data:
+        return root
+    if "source" in data:
+        raise ConfigError("The plan's data table has both file and source", expected="one of the two")
+    described = read_data_file(root / str(data.pop("file")))
+    data["source"] = described.source.model_dump(mode="json")
+    if "preprocess" not in data:
+        data["preprocess"] = described.preprocess.model_dump(mode="json")
+    return described.root.resolve()

@@ -1,0 +1,170 @@
+"""From a plan's ``[data]`` table to tensors: sites, pool, test set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from medveil.data.duplicates import DuplicateReport
+from medveil.data.partition import Site, partition_splits
+from medveil.data.sources import load
+from medveil.data.splits import split
+from medveil.data.subject import Dataset, Subject
+from medveil.errors import ConfigError
+from medveil.imaging.preprocess import Preprocess
+from medveil.rng import Seeds
+from medveil.study.plan import Plan
+from medveil.training.arrays import ArrayData, InputScale, to_arrays
+
+
+@dataclass(frozen=True, eq=False)
+class Party:
+    """Whoever trains: a site, or the pool of all.
+
+    Args:
+        name: of the site, or "pool".
+        train: its training examples.
+        validation: its validation examples, or None.
+    """
+
+    name: str
+    train: ArrayData
+    validation: ArrayData | None
+
+
+@dataclass(frozen=True, eq=False)
+class TestSet:
+    """Examples to evaluate on, with whose they are.
+
+    Args:
+        data: the examples.
+        subjects: their owners; ``data.subject`` indexes them.
+        site_of_subject: site name per subject, or "" where unknown.
+    """
+
+    data: ArrayData
+    subjects: tuple[Subject, ...]
+    site_of_subject: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything that training and evaluation read.
+
+    Args:
+        dataset: as loaded; its subjects are dropped after the split to free memory.
+        duplicates: pixel-identical images found across and within splits.
+        sites: in name order.
+        test: all sites' test subjects together.
+        split_subjects: number of subjects per split.
+        site_labels: per site, training images per class.
+        seen: digests of all training and validation images.
+    """
+
+    dataset: Dataset
+    duplicates: DuplicateReport
+    sites: tuple[Party, ...]
+    test: TestSet
+    split_subjects: dict[str, int]
+    site_labels: dict[str, dict[str, int]]
+    seen: frozenset[str]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.dataset.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (channels, *spatial)."""
+        return tuple(self.test.data.images.shape[1:])
+
+    def pool(self) -> Party:
+        """All sites' data together, in site order: the reference that a trusted centre would train on."""
+        validations = [site.validation for site in self.sites if site.validation is not None]
+        return Party(
+            "pool",
+            concatenate([site.train for site in self.sites]),
+            concatenate(validations) if validations else None,
+        )
+
+
+def input_scale(preprocess: Preprocess) -> InputScale:
+    """Public constants that centre the network's input: identity for z-scored images, else 0..1 to -2..2."""
+    return InputScale(0.0, 1.0) if preprocess.intensity == "zscore" else InputScale(0.5, 0.25)
+
+
+def prepare(plan: Plan) -> Prepared:
+    """Read, split and deal out the data of ``plan``.
+
+    Raises:
+        DataError: as the sources, splits and partitions raise it.
+        ConfigError: the plan's task is not the data's.
+    """
+    seeds = Seeds(plan.seed)
+    dataset = load(plan.data.source, plan.data.preprocess, root=plan.data_root)
+    check_task(plan, dataset)
+    splits = split(dataset, plan.data.splits, seeds.child("split"))
+    dealt = partition_splits(splits, plan.data.partition, seeds.child("partition"))
+    num_classes = len(dataset.class_names)
+
+    def arrays(subjects: Sequence[Subject]) -> ArrayData:
+        return to_arrays(subjects, task=plan.task, num_classes=num_classes)
+
+    sites = tuple(
+        Party(train.name, arrays(train.subjects), arrays(valid.subjects) if valid.subjects else None)
+        for train, valid in zip(dealt.train, dealt.validation, strict=True)
+    )
+    owners = tuple(subject for site in dealt.test for subject in site.subjects)
+    return Prepared(
+        dataset=dataset,
+        duplicates=splits.duplicates,
+        sites=sites,
+        test=TestSet(arrays(owners), owners, tuple(site.name for site in dealt.test for _ in site.subjects)),
+        split_subjects={"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
+        site_labels={site.name: _label_counts(site, dataset.class_names) for site in dealt.train},
+        seen=frozenset(
+            example.digest for subject in (*splits.train, *splits.validation) for example in subject.examples
+        ),
+    )
+
+
+def check_task(plan: Plan, dataset: Dataset) -> None:
+    """Refuse data of another task than the plan's.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if dataset.task != plan.task:
+        raise ConfigError(
+            "The plan's task is not the task of its data",
+            got=f'task = "{plan.task}"',
+            expected=f'"{dataset.task}", as the data set {dataset.name} has it',
+            remedy="correct task, or choose other data",
+        )
+
+
+def concatenate(parts: Sequence[ArrayData]) -> ArrayData:
+    """Several parties' examples one after the other; subjects are numbered on."""
+    offsets = np.cumsum([0, *(part.num_subjects for part in parts)])
+    return ArrayData(
+        images=torch.cat([part.images for part in parts]),
+        targets=torch.cat([part.targets for part in parts]),
+        subject=np.concatenate([part.subject + offset for part, offset in zip(parts, offsets, strict=False)]),
+        volume=np.concatenate([part.volume for part in parts]),
+        position=np.concatenate([part.position for part in parts]),
+        spacing_mm=tuple(spacing for part in parts for spacing in part.spacing_mm),
+        num_subjects=int(offsets[-1]),
+    )
+
+
+def _label_counts(site: Site, class_names: tuple[str, ...]) -> dict[str, int]:
+    """Images per class; for masks, images that hold the class."""
+    counts = dict.fromkeys(class_names, 0)
+    for subject in site.subjects:
+        for example in subject.examples:
+            present = [example.target] if isinstance(example.target, int) else np.unique(example.target).tolist()
+            for label in present:
+                counts[class_names[label]] += 1
+    return counts

@@ -1,0 +1,134 @@
+"""``record.json``: what a run was, what it reached, what it cost, what protected it.
+
+docs/reference/record.schema.json describes it; :data:`SCHEMA_VERSION` grows with every change.
+"""
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+import medveil
+from medveil.federation.stages import Pipeline
+from medveil.models.architecture import architecture_hash
+from medveil.study.arms import Outcome
+from medveil.study.plan import Plan
+from medveil.study.prepare import Prepared
+
+SCHEMA_VERSION = 1
+
+
+def data_part(plan: Plan, prepared: Prepared) -> dict[str, Any]:
+    """What was trained and tested on."""
+    dataset = prepared.dataset
+    examples = {
+        "train": sum(len(site.train) for site in prepared.sites),
+        "validation": sum(len(site.validation) for site in prepared.sites if site.validation is not None),
+        "test": len(prepared.test.data),
+    }
+    return {
+        "kind": dataset.kind,
+        "name": dataset.name,
+        "licence": dataset.licence,
+        "citation": dataset.citation,
+        "class_names": list(dataset.class_names),
+        "subject_rule": plan.data.source.subject_rule,
+        "partition": plan.data.partition.kind,
+        "subjects": prepared.split_subjects,
+        "examples": examples,
+        "sites": [
+            {
+                "site": site.name,
+                "subjects": site.train.num_subjects,
+                "examples": len(site.train),
+                "label_counts": prepared.site_labels[site.name],
+            }
+            for site in prepared.sites
+        ],
+        "rejected": [asdict(rejection) for rejection in dataset.rejected],
+        "duplicates": _duplicates(plan, prepared),
+    }
+
+
+def _duplicates(plan: Plan, prepared: Prepared) -> dict[str, Any]:
+    found = prepared.duplicates
+    return {
+        "policy": plan.data.splits.duplicates,
+        "across_splits": found.across,
+        "within_splits": found.within_train + found.within_validation + found.within_test,
+        "dropped": found.dropped_from_train + found.dropped_from_validation,
+        **asdict(found),
+    }
+
+
+def model_part(plan: Plan, prepared: Prepared, model: nn.Module) -> dict[str, Any]:
+    """Which network."""
+    return {
+        "kind": plan.model.kind,
+        "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "architecture_hash": architecture_hash(model, prepared.input_shape),
+        "input_shape": list(prepared.input_shape),
+    }
+
+
+def training_part(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """How it was trained."""
+    algorithm = plan.federation.algorithm
+    return {
+        "algorithm": algorithm.kind,
+        "local_epochs": getattr(algorithm, "local_epochs", None),
+        "local_steps": getattr(algorithm, "local_steps", None),
+        "weighting": plan.federation.weighting,
+        "rounds": plan.federation.rounds,
+        "rounds_run": outcome.rounds,
+        "best_round": outcome.best_round,
+        "selected": plan.federation.select,
+        "stopped_early": outcome.stopped_early,
+        "optimiser": plan.training.optimiser.model_dump(mode="json"),
+        "batch_size": plan.training.batch_size,
+        "lost_sites": outcome.lost or {},
+    }
+
+
+def protection_part(pipeline: Pipeline) -> dict[str, list[str]]:
+    """What protection was and was not active, in sentences."""
+    return {
+        "active": [
+            "Images stayed at their sites; model updates and counts of examples left them.",
+            *pipeline.describe(),
+        ],
+        "inactive": [
+            "Differential privacy: none. The model may remember individual patients.",
+            "Secure aggregation: none. The coordinator saw every site's update in the clear.",
+            "Encrypted inference: none. Whoever runs the model sees the image, and the other way round.",
+        ],
+    }
+
+
+def metrics_part(result: dict[str, Any], per_site: dict[str, Any], per_subgroup: dict[str, Any]) -> dict[str, Any]:
+    """Metrics with intervals, and the same per site and subgroup."""
+    return {**result["metrics"], "per_site": per_site, "per_subgroup": per_subgroup}
+
+
+def head_part(plan: Plan, created: str) -> dict[str, Any]:
+    """Identity of the run."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "medveil_version": medveil.__version__,
+        "name": plan.name,
+        "task": plan.task,
+        "seed": plan.seed,
+        "plan_hash": plan.digest(),
+        "created": created,
+        "transport": "in-process",
+    }
+
+
+def mean_metrics(per_site: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Mean over the sites that have the metric."""
+    counts = Counter(name for metrics in per_site.values() for name in metrics)
+    return {
+        name: sum(metrics[name] for metrics in per_site.values() if name in metrics) / count
+        for name, count in sorted(counts.items())
+    }

@@ -1,0 +1,172 @@
+"""The training step of one party, for every mode: central, local-only and federated."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from medveil.errors import DivergedError
+from medveil.rng import Seeds
+from medveil.training.arrays import ArrayData, InputScale
+from medveil.training.augmentation import augment
+from medveil.training.batches import batch_indices, steps_per_epoch
+from medveil.training.objectives import balanced_weights, per_example_loss
+from medveil.training.optimisers import set_lr
+from medveil.training.settings import Performance, Training
+from medveil.training.vectors import trainable
+
+# Dropout draws from torch's global generator, which threads share.
+_GLOBAL_RANDOMNESS = threading.Lock()
+_RANDOM_LAYERS = (nn.modules.dropout._DropoutNd,)  # noqa: SLF001 - torch has no public base of its dropout layers
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """FedProx's pull towards the weights that the round began with (Li et al. 2020, arXiv 1812.06127).
+
+    Args:
+        mu: strength, >= 0; the loss grows by mu/2 times the squared distance.
+        anchor: one tensor per trainable parameter.
+    """
+
+    mu: float
+    anchor: tuple[torch.Tensor, ...]
+
+
+class Trainer:
+    """One party's model, data and settings.
+
+    Step ``t`` is a function of (weights, optimiser state, seeds, t) only, so any step can be repeated.
+
+    Args:
+        model: already on its device; trained in place.
+        data: at least one example.
+        settings: the plan's training table.
+        scale: of the input.
+        num_classes: of the task.
+        seeds: of this party.
+        performance: device and precision.
+        device: where the model is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ArrayData,
+        settings: Training,
+        *,
+        scale: InputScale,
+        num_classes: int,
+        seeds: Seeds,
+        performance: Performance,
+        device: torch.device,
+    ) -> None:
+        self.model = model
+        self.parameters = trainable(model)
+        self._data = data
+        self._settings = settings
+        self._scale = scale
+        self._seeds = seeds
+        self._device = device
+        self._amp = performance.amp == "bf16"
+        self._random = any(isinstance(layer, _RANDOM_LAYERS) for layer in model.modules())
+        self._weights = self._class_weights(num_classes)
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples of this party."""
+        return len(self._data)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in one pass over the data."""
+        return steps_per_epoch(len(self._data), self._settings.batch_size)
+
+    def accumulate_gradient(self, step: int, proximal: Proximal | None = None) -> float:
+        """Set every parameter's gradient to that of batch ``step``; return the batch's mean loss.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        self.model.train()
+        for parameter in self.parameters:
+            parameter.grad = None
+        with self._reproducible(step):
+            loss = self._batch_loss(step)
+            value = float(loss.detach())
+            if not torch.isfinite(loss.detach()):
+                raise DivergedError(
+                    "The training loss is not finite",
+                    got=value,
+                    expected="a finite loss",
+                    remedy="lower training.optimiser.lr, set training.max_grad_norm, or check the images' range",
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
+        if proximal is not None:
+            with torch.no_grad():
+                for parameter, anchor in zip(self.parameters, proximal.anchor, strict=True):
+                    if parameter.grad is not None:
+                        parameter.grad.add_(parameter - anchor, alpha=proximal.mu)
+        if self._settings.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self._settings.max_grad_norm)
+        return value
+
+    def run(
+        self,
+        optimiser: torch.optim.Optimizer,
+        *,
+        first_step: int,
+        count: int,
+        total_steps: int,
+        proximal: Proximal | None = None,
+    ) -> float:
+        """Take steps ``first_step`` .. ``first_step + count - 1`` of ``total_steps``; return their mean loss."""
+        losses = 0.0
+        for step in range(first_step, first_step + count):
+            losses += self.accumulate_gradient(step, proximal)
+            set_lr(optimiser, self.learning_rate(step / total_steps))
+            optimiser.step()
+        return losses / max(count, 1)
+
+    def learning_rate(self, progress: float) -> float:
+        """Learning rate at ``progress`` in [0, 1] of the whole training."""
+        return self._settings.optimiser.lr * self._settings.schedule.factor(progress)
+
+    def _batch_loss(self, step: int) -> torch.Tensor:
+        picked = torch.from_numpy(
+            batch_indices(
+                self._seeds.child("batches"),
+                step,
+                num_examples=len(self._data),
+                batch_size=self._settings.batch_size,
+            )
+        )
+        images = self._scale(self._data.images[picked].to(self._device))
+        targets = self._data.targets[picked].to(self._device)
+        masks = targets if targets.dim() > 1 else None
+        images, masks = augment(images, masks, self._settings.augmentation, self._seeds.child("augment", step).torch())
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._amp):
+            logits = self.model(images)
+        wanted = (targets if masks is None else masks).long()
+        return per_example_loss(logits.float(), wanted, self._settings.loss, self._weights).mean()
+
+    @contextmanager
+    def _reproducible(self, step: int) -> Iterator[None]:
+        """Seed torch's global generator for models with dropout, and give it back as it was."""
+        if not self._random:
+            yield
+            return
+        with _GLOBAL_RANDOMNESS, torch.random.fork_rng():
+            torch.manual_seed(self._seeds.child("dropout", step).integer())
+            yield
+
+    def _class_weights(self, num_classes: int) -> torch.Tensor | None:
+        chosen = self._settings.class_weights
+        if chosen == "none":
+            return None
+        if chosen == "balanced":
+            return balanced_weights(self._data.targets, num_classes).to(self._device)
+        return torch.tensor(chosen, dtype=torch.float32, device=self._device)
