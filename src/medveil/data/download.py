@@ -8,7 +8,6 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
 from urllib.parse import urlsplit
 
 from medveil.data.catalogue import Origin, entry
@@ -152,21 +151,26 @@ def _check_bytes(count: int, max_bytes: int) -> None:
 def _unpack(archive: Path, target: Path, origin: Origin) -> None:
     """Unpack regular files, checking git tree ids where the origin names them."""
     trees: dict[str, dict[str, Blob]] = {folder: {} for folder in origin.trees or {}}
-    for path, executable, stream in _members(archive, origin.max_bytes):
+    for path, executable, content in _members(archive, origin.max_bytes):
         # An archive by commit has one top folder named after it; ids are of folders below.
         inside = PurePosixPath(*path.parts[1:]) if origin.trees is not None else path
         folder = next((name for name in trees if inside.is_relative_to(name)), None)
         if origin.trees is not None and folder is None:
             continue
-        content = stream.read()
         if folder is not None:
             key = inside.relative_to(folder).as_posix()
             trees[folder][key] = Blob(blob_id(content), executable=executable)
         out = target.joinpath(*inside.parts[origin.strip :])
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(content)
+        _write_new(out, content)
     for folder, files in trees.items():
         _check_tree(tree_id(files), (origin.trees or {})[folder])
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    if path.exists():
+        raise ArchiveError("The downloaded archive holds one file twice", expected="each file once")
+    path.write_bytes(content)
 
 
 def _check_tree(got: str, expected: str) -> None:
@@ -179,7 +183,7 @@ def _check_tree(got: str, expected: str) -> None:
         )
 
 
-def _members(archive: Path, max_bytes: int) -> Iterator[tuple[PurePosixPath, bool, IO[bytes]]]:
+def _members(archive: Path, max_bytes: int) -> Iterator[tuple[PurePosixPath, bool, bytes]]:
     total = count = 0
     try:
         with tarfile.open(archive, "r|*") as tar:
@@ -191,7 +195,7 @@ def _members(archive: Path, max_bytes: int) -> Iterator[tuple[PurePosixPath, boo
                 _check_member(member, count)
                 stream = tar.extractfile(member)
                 if stream is not None:
-                    yield PurePosixPath(member.name), bool(member.mode & 0o100), stream
+                    yield PurePosixPath(member.name), bool(member.mode & 0o100), stream.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise ArchiveError(
             "The downloaded archive is damaged",

@@ -217,12 +217,13 @@ class Coordinator:
         return [Outgoing(site, data) for site in self._alive]
 
     def _aggregate(self, answers: dict[str, tuple[AnyMessage, Tensors]]) -> None:
-        updates, losses = [], []
-        for site in sorted(answers):  # one order, whatever order the answers came in
-            message, tensors = answers[site]
+        results = [(message, tensors) for _, (message, tensors) in sorted(answers.items())]  # one order, always
+        weight = sum(message.weight for message, _ in results if isinstance(message, Result))
+        updates, losses = [], 0.0
+        for message, tensors in results:
             assert isinstance(message, Result)
-            updates.append(self._contribution(message, tensors))
-            losses.append((message.weight, message.train_loss))
+            updates.append(self._contribution(message, tensors, weight))
+            losses += message.weight * message.train_loss
         context = StageContext(round=self.round + 1, site=None, sites=tuple(sorted(answers)))
         total = updates[0]
         for update in updates[1:]:
@@ -231,17 +232,17 @@ class Coordinator:
         self.weights = self._server.apply(self.weights, total.mean(), self.round / self._settings.rounds)
         if self.buffers.size:
             self.buffers = total.mean_buffers().astype(np.float32)
-        weight = sum(weight for weight, _ in losses)
-        self._train_loss = sum(weight * loss for weight, loss in losses) / weight
+        self._train_loss = losses / weight
         self._sites_know_weights = False
         self.round += 1
 
-    def _contribution(self, message: Result, tensors: Tensors) -> Update:
+    def _contribution(self, message: Result, tensors: Tensors, total_weight: float) -> Update:
+        """One site's summand. In the clear its weight is its share, so that a sole site's is exactly 1."""
         values, buffers = tensors["values"], np.asarray(tensors["buffers"], dtype=np.float64)
         if message.form == "sum":
             return Update(values, message.weight, buffers)
         local = LocalResult(message.form, _float32(values), _float32(tensors["buffers"]), message.train_loss)
-        return Update.from_mean(change(local, self.weights), message.weight, buffers)
+        return Update.from_mean(change(local, self.weights), message.weight / total_weight, buffers)
 
     def _commit(self, scores: dict[str, float | None] | None) -> None:
         self.selection.consider(self.round, scores, self.weights, self.buffers)

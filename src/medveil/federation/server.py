@@ -38,7 +38,10 @@ class ServerStep(Protocol):
 
 
 class Averaging:
-    """FedAvg: add the mean change. In float64, so that one site's weights come back to the last bit."""
+    """FedAvg: add the mean change, in float64.
+
+    A sole site's weights come back to the last bit, unless one shrank more than 2**28-fold in a round.
+    """
 
     def apply(self, weights: Vector, mean: NDArray[np.float64], progress: float) -> Vector:
         """``weights + mean``, rounded once."""

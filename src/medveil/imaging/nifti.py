@@ -3,6 +3,7 @@
 import logging
 import math
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,12 +46,13 @@ _DAMAGE = (
 
 @contextmanager
 def _nifti_errors() -> Iterator[None]:
-    """Turn nibabel's errors into an :class:`ImageError`, and keep its log lines in."""
+    """Turn nibabel's errors into an :class:`ImageError`; keep its log lines and warnings in."""
     logger = logging.getLogger("nibabel.global")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        with np.errstate(all="ignore"):
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # about header extensions, which are not used here
             yield
     except _DAMAGE as error:
         raise ImageError(
@@ -88,7 +90,7 @@ def read_nifti(source: Path | bytes, *, max_bytes: int = MAX_FILE_BYTES) -> Volu
         shape = tuple(int(length) for length in image.shape)
         dtype = np.dtype(header.get_data_dtype())
         scaled = _is_scaled(image)
-        _check_size(content, shape, dtype, int(header.get_data_offset()), max_bytes)
+        _check_size(content, shape, dtype, int(image.dataobj.offset), max_bytes)
         array = np.asanyarray(image.dataobj)
         if scaled:
             array = array.astype(np.float32)

@@ -39,9 +39,10 @@ def _read_path(path: Path, max_bytes: int) -> bytes:
     try:
         if not path.is_file():
             raise MissingDataError("There is no file where an image was expected", remedy="check the path")
+        # Python reserves as many bytes as it is asked for: ask for the file's size. One more than allowed tells
+        # a file that is too large from one that just fits.
         with path.open("rb") as file:
-            # One byte more than allowed tells a file that is too large from one that just fits.
-            return file.read(max_bytes + 1)
+            return file.read(min(path.stat().st_size, max_bytes) + 1)
     except OSError as error:
         # The system's message holds the file name; its error number does not.
         raise MissingDataError(

@@ -7,6 +7,7 @@ from medveil.report.blocks import Block, Cell, Chart, Charts, Gallery, LegendIte
 from medveil.report.record import Details, Quantities, Record, Run, Step
 from medveil.report.wording import NOT_MEASURED, PRIMARY
 
+_BINARY = 2
 _ROLES = ("third", "second", "main")  # the model that the page is about is drawn last, on top
 _PICTURE_WARNING = (
     "These pictures come from the test patients. Treat this page like the patients' other records: do not pass it on "
@@ -41,7 +42,7 @@ def decisions(run: Run) -> Section:
     missing = [
         what
         for what, there in (
-            ("ROC curve", record.details.roc),
+            *((("ROC curve", record.details.roc),) if len(record.data.class_names) <= _BINARY else ()),
             ("Calibration", record.details.calibration),
             ("Confusion table", record.details.confusion),
         )
@@ -195,7 +196,7 @@ def _conventions(details: Details) -> str:
         )
     if one_sided is not None:
         parts.append(
-            f"In {wording.count(one_sided, 'case')} only the expert or only the model drew a structure: these count "
-            "as the worst possible."
+            f"In {wording.count(one_sided, 'case')} only the reference or only the model shows a structure: these "
+            "count as the worst possible."
         )
     return " ".join(parts)

@@ -79,7 +79,11 @@ def learning_curves(
         if best_round is not None:
             axes.axvline(best_round, color=_MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
             axes.annotate(
-                f"round {best_round}", (best_round, 1.02), xycoords=("data", "axes fraction"), ha="center", color=_MUTED
+                f"best: round {best_round}",
+                (best_round, 1.02),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                color=_MUTED,
             )
         axes.set_xlabel("Round")
         axes.set_ylabel(label)

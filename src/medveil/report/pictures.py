@@ -39,13 +39,13 @@ def classified(examples: Examples, class_names: Sequence[str], threshold: float 
         truth, answer = _name(class_names, int(target)), _name(class_names, called)
         panel = Panel(_png(_grey(image)), f"Test image; truth: {truth}; model: {answer}")
         verdict = f"{'✓ Right' if right else '✗ Wrong'}: {answer}"
-        lines = (verdict, f"stated with probability {probabilities[called]:.2f}", f"Truth: {truth}")
+        lines = (verdict, f"probability {probabilities[called]:.2f}", f"Truth: {truth}")
         items.append(Picture((panel,), lines, tone="good" if right else "bad"))
     return Gallery(tuple(items))
 
 
 def segmented(examples: Examples, class_names: Sequence[str]) -> Gallery:
-    """Images beside the expert's mask and the model's.
+    """Images beside the reference mask and the model's.
 
     Args:
         examples: of a segmentation run.
@@ -59,7 +59,7 @@ def segmented(examples: Examples, class_names: Sequence[str]) -> Gallery:
         Picture(
             (
                 Panel(_png(_grey(image)), "Test image", "Image"),
-                Panel(_png(overlay(image, target)), "Test image with the expert's mask", "Expert"),
+                Panel(_png(overlay(image, target)), "Test image with the reference mask", "Reference"),
                 Panel(_png(overlay(image, drawn)), "Test image with the model's mask", "Model"),
             ),
             (_overlap(target, drawn),),

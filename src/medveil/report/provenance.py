@@ -6,7 +6,6 @@ from medveil.report.record import Cost, Data, Duplicates, Run
 from medveil.report.wording import NOT_MEASURED
 
 _SPLITS = ("train", "validation", "test")
-_HASH_SHOWN = 16
 
 
 def protection(run: Run) -> Section:
@@ -58,6 +57,7 @@ def data(run: Run) -> Section:
     about = (
         ("Data set", used.name),
         ("Kind", "synthetic phantom images" if used.kind == "phantom" else "real images"),
+        ("What counts as a patient", used.subject_rule or "not recorded"),
         ("Licence", used.licence or "not recorded"),
         ("Citation", used.citation or "not recorded"),
         *_duplicate_facts(used.duplicates),
@@ -71,8 +71,8 @@ def reproduce(run: Run) -> Section:
     record = run.record
     items = (
         ("Run", record.name),
-        ("Plan", _hash(record.plan_hash)),
-        ("Architecture", _hash(record.model.architecture_hash)),
+        ("Plan", record.plan_hash or NOT_MEASURED),
+        ("Architecture", record.model.architecture_hash or NOT_MEASURED),
         ("medveil", record.medveil_version or NOT_MEASURED),
         ("Created", record.created or NOT_MEASURED),
         ("Transport", record.transport or NOT_MEASURED),
@@ -96,18 +96,18 @@ def _facts(values: dict[str, object]) -> Facts:
 
 def _text(value: object) -> str:
     if value is None:
-        return NOT_MEASURED
+        return "not set"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value in ("", [], {}):
+        return "none"
     if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {_text(part)}" for key, part in value.items())
+        ordered = sorted(value.items(), key=lambda item: item[0] != "kind")
+        pairs = ((key.replace("_", " "), _text(part)) for key, part in ordered)
+        return ", ".join(text if key == "kind" else f"{key} {text}" for key, text in pairs)
     if isinstance(value, list):
         return ", ".join(map(_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _hash(value: str | None) -> str:
-    return NOT_MEASURED if value is None else value
 
 
 def _parts(spent: Cost) -> Table | None:
@@ -116,7 +116,7 @@ def _parts(spent: Cost) -> Table | None:
     longest = max(spent.seconds_by_part.values()) or 1.0
     return Table(
         caption="Where the time went",
-        columns=(Cell("Part"), Cell("Time", number=True), Cell("Drawn")),
+        columns=(Cell("Part"), Cell("Time", number=True), Cell("Share of the longest")),
         rows=tuple(
             (
                 Cell(part.replace("_", " ")),
@@ -148,7 +148,7 @@ def _traffic(spent: Cost) -> Table | None:
 
 def _splits(used: Data) -> Table:
     return Table(
-        caption="Patients and images in each part; no patient stands in two",
+        caption="Patients and images in each part",
         columns=(Cell("Part"), Cell("Patients", number=True), Cell("Images", number=True)),
         rows=tuple(
             (Cell(split), _amount(used.subjects.get(split)), _amount(used.examples.get(split))) for split in _SPLITS

@@ -93,6 +93,7 @@ class Data(Part):
     name: str
     licence: str = ""
     citation: str = ""
+    subject_rule: str = ""
     class_names: tuple[str, ...] = ()
     subjects: dict[str, int] = Field(default_factory=dict)
     examples: dict[str, int] = Field(default_factory=dict)
@@ -326,7 +327,7 @@ def _read_examples(path: Path, task: str) -> Examples | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             images, targets, predictions = (stored[key] for key in ("images", "targets", "predictions"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise RunError("The example pictures cannot be read", got=type(error).__name__, remedy=_REMEDY) from None

@@ -10,7 +10,7 @@ from medveil.report.record import External, Quantities, Quantity, Record, Run, S
 from medveil.report.wording import NOT_MEASURED, PRIMARY
 
 _GROUP_METRICS = {
-    "classification": ("auc", "sensitivity", "specificity", "balanced_accuracy"),
+    "classification": ("auc", "sensitivity", "specificity"),
     "segmentation": ("dice", "surface_dice", "hd95_mm", "hd95_pixels"),
 }
 _NOTHING = Quantity()
@@ -78,9 +78,8 @@ def test_figures(run: Run) -> Section:
 def groups(run: Run) -> Section:
     """The same figures for each site and each subgroup."""
     record = run.record
-    alone = record.references.local_only
-    tables = [_groups("Site", record.test.per_site, record, alone.per_site if alone else {})]
-    tables += [_groups(column, values, record, {}) for column, values in record.test.per_subgroup.items() if values]
+    tables = [_groups("Site", record.test.per_site, record)]
+    tables += [_groups(column, values, record) for column, values in record.test.per_subgroup.items() if values]
     blocks: list[Block] = [table for table in tables if table is not None]
     missing = [
         name
@@ -134,7 +133,8 @@ class _Axis:
         return cls(min(low, 0.9), 1.0)
 
     def heading(self) -> Cell:
-        return Cell("Drawn", axis=(f"{self.low:.1f}", f"{self.high:.1f}"))
+        ends = (f"{self.low:.1f}", f"{self.high:.1f}")
+        return Cell(f"Drawn from {ends[0]} to {ends[1]}", axis=ends)
 
     def cell(self, quantity: Quantity, reference: Quantity, *, main: bool = False) -> Cell:
         if quantity.value is None:
@@ -148,9 +148,7 @@ class _Axis:
         return round(100 * min(max((number - self.low) / (self.high - self.low), 0), 1), 2)
 
 
-def _groups(
-    column: str, results: Mapping[str, Quantities], record: Record, alone: Mapping[str, Quantities]
-) -> Table | None:
+def _groups(column: str, results: Mapping[str, Quantities], record: Record) -> Table | None:
     if not results:
         return None
     primary, *others = [
@@ -160,18 +158,21 @@ def _groups(
     ]
     axis = _Axis.around(metrics.get(primary, _NOTHING) for metrics in results.values())
     label = wording.metric(primary).label
-    headings = [Cell(column), Cell(label, number=True), axis.heading()]
+    headings = [Cell(_heading(column)), Cell(label, number=True), axis.heading()]
     headings += [Cell(wording.metric(name).label, number=True) for name in others]
-    headings += [Cell(f"{label}, site alone", number=True)] if alone else []
     overall = record.test.metrics.get(primary, _NOTHING)
     rows = []
     for group, metrics in results.items():
         row = [Cell(group), _with_interval(metrics, primary)]
         row.append(axis.cell(metrics.get(primary, _NOTHING), overall))
         row += [_with_interval(metrics, name) for name in others]
-        row += [_figure(alone.get(group, {}).get(primary, _NOTHING), primary)] if alone else []
         rows.append(tuple(row))
     return Table(f"By {column.lower()}", tuple(headings), tuple(rows), "The thin line marks all test patients.")
+
+
+def _heading(column: str) -> str:
+    """A column of somebody's table as a heading."""
+    return column[:1].upper() + column[1:].replace("_", " ")
 
 
 def _other(external: External, name: str) -> tuple[Cell, ...]:

@@ -9,6 +9,7 @@ NOT_MEASURED = "not measured"
 PRIMARY = {"classification": "auc", "segmentation": "dice"}
 _SAME = 0.005
 _KILO = 1000
+_PLANE_AXES = 3  # channels, rows, columns
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ METRICS = {
         "Mean gap between the probability it states and what happens (0 is perfect).",
         higher_is_better=False,
     ),
-    "dice": Metric("Dice", "Overlap of its mask with the expert's (0 is none, 1 is perfect)."),
+    "dice": Metric("Dice", "Overlap of its mask with the reference mask (0 is none, 1 is perfect)."),
     "surface_dice": Metric("Surface Dice", "Share of the two outlines that agree within the tolerance."),
     "hd95_mm": Metric("Hausdorff distance, 95 %", _HD95, unit="mm", higher_is_better=False),
     "hd95_pixels": Metric("Hausdorff distance, 95 %", _HD95, unit="pixels", higher_is_better=False),
@@ -71,11 +72,11 @@ def number(value: float | None, name: str = "") -> str:
 
 
 def interval(quantity: Quantity, name: str = "") -> str:
-    """An interval as text: "0.912 to 0.961", or why there is none."""
+    """An interval as text that does not wrap: "0.912 to 0.961", or why there is none."""
     if quantity.low is None or quantity.high is None:
         return quantity.reason or NOT_MEASURED
     low = number(quantity.low, name).removesuffix(metric(name).unit).strip()
-    return f"{low} to {number(quantity.high, name)}"
+    return f"{low} to {number(quantity.high, name)}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def count(amount: int, noun: str, plural: str = "") -> str:
@@ -188,6 +189,7 @@ def limits(record: Record) -> tuple[str, ...]:
                 "another scanner or another population."
             ),
         ),
+        (subjects is not None and subjects == record.details.num_examples, _one_each(record)),
         (
             bool(record.test.per_subgroup) or len(record.test.per_site) > 1,
             "Many groups are compared: some will differ by chance alone.",
@@ -210,6 +212,14 @@ def level(record: Record) -> str:
     """The intervals' level as text: "95 %"."""
     used = record.details.bootstrap
     return f"{100 * used.level:g} %" if used else "level not recorded"
+
+
+def _one_each(record: Record) -> str:
+    rule = f" ({record.data.subject_rule})" if record.data.subject_rule else ""
+    return (
+        f"Every image or volume counts as one patient here{rule}. Where a patient has several, the true intervals "
+        "are wider."
+    )
 
 
 def _trained(record: Record) -> str:
@@ -240,16 +250,23 @@ def _reached(record: Record) -> str:
     if name == "auc":
         meaning = f"it ranks two images of different kinds correctly {100 * found.value:.0f} times in 100"
     else:
-        meaning = "1 would be a perfect overlap with the expert's outline"
+        meaning = "1 would be a perfect overlap with the reference outline"
     return f"{who} it reached {metric(name).label} {found.value:.2f}{span}: {meaning}."
 
 
 def _tested(record: Record) -> str:
     details = record.details
-    noun = "image" if record.task == "classification" else "volume"
+    whole = details.num_examples == record.data.examples.get("test")
+    noun = (
+        "image"
+        if record.task == "classification" or (whole and len(record.model.input_shape or ()) <= _PLANE_AXES)
+        else "volume"
+    )
     if details.num_examples is None or details.num_subjects is None:
         return "On patients it had not seen,"
     examples = count(details.num_examples, noun)
+    if details.num_examples == details.num_subjects:
+        return f"On {examples} it had not seen, each counted as one patient,"
     return f"On {examples} of {count(details.num_subjects, 'patient')} it had not seen,"
 
 
@@ -259,15 +276,15 @@ def _compared(record: Record) -> tuple[str, ...]:
     central, alone = record.references.central, record.references.local_only
     parts = [
         ("pooling all data in one place", _reference(central, name)),
-        ("each site training alone, on average,", _reference(alone, name)),
+        ("each site training alone", _reference(alone, name)),
     ]
     known = [f"{who} gave {_difference(found, value)}" for who, value in parts if value is not None]
-    missing = [who.rstrip(",") for who, value in parts if value is None]
+    missing = [who for who, value in parts if value is None]
     sentences = []
     if known and found.value is not None:
         sentences.append(_sentence("; ".join(known)))
     if missing:
-        sentences.append(f"It was not compared with {' or '.join(missing)}.")
+        sentences.append(f"It was not compared with {' or with '.join(missing)}.")
     return tuple(sentences)
 
 
@@ -279,7 +296,7 @@ def _difference(found: Quantity, reference: float) -> str:
     """``reference`` seen from ``found``: "0.95, which is 0.01 higher and inside the interval"."""
     gap = reference - (found.value or 0)
     if abs(gap) < _SAME:
-        return f"{reference:.2f}, the same"
+        return f"{reference:.2f}, about the same"
     text = f"{reference:.2f}, {abs(gap):.2f} {'higher' if gap > 0 else 'lower'}"
     if found.low is None or found.high is None:
         return text

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import torch
-from monai.losses.dice import DiceCELoss
+from monai.losses.dice import DiceLoss
 from pydantic import Field
 from torch.nn import functional
 
@@ -54,19 +54,10 @@ def per_example_loss(
 def _dice_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, config: DiceCrossEntropy, class_weights: torch.Tensor | None
 ) -> torch.Tensor:
-    loss = DiceCELoss(
-        include_background=False,
-        to_onehot_y=True,
-        softmax=True,
-        batch=False,
-        reduction="none",
-        lambda_dice=config.dice_weight,
-        lambda_ce=0.0,
-    ).dice(logits, targets[:, None])
+    dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=False, reduction="none")
+    overlap: torch.Tensor = dice(logits, targets[:, None]).reshape(logits.shape[0], -1).mean(1)
     cross = functional.cross_entropy(logits, targets, weight=class_weights, reduction="none")
-    dice = loss.reshape(logits.shape[0], -1).mean(1)
-    total: torch.Tensor = config.dice_weight * dice + config.ce_weight * cross.flatten(1).mean(1)
-    return total
+    return config.dice_weight * overlap + config.ce_weight * cross.flatten(1).mean(1)
 
 
 def balanced_weights(targets: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -89,7 +89,7 @@ def test_other_orientation_size_or_spacing_refuses_the_series(tmp_path):
     for tags in (
         {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
         {"PixelSpacing": [1, 1]},
-        {"Rows": 1},
+        {"Rows": 1, "PixelData": bytes(6)},
         {"ImagePositionPatient": None},
     ):
         files = stack(tmp_path, [0, 1])

@@ -259,8 +259,10 @@ def test_without_the_gain_the_variance_vanishes():
     [
         (Resnet18Config(width=16), (2, 2, 2, 2)),
         (Resnet20Config(), (3, 3, 3)),
+        # With alpha = 1 a block that did not divide by its input's deviation would double its branch.
+        (Resnet20Config(alpha=1), (3, 3, 3)),
     ],
-    ids=["resnet18", "resnet20"],
+    ids=["resnet18", "resnet20", "resnet20-heavy"],
 )
 def test_residual_streams_grow_by_alpha_squared_a_block(config, stages):
     """Expected variance after block k of a stage: 1 + k * alpha**2; every projection starts again at 1."""

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from medveil.report.page import write_report
+
 
 def quantity(value, half):
     return {"value": value, "low": round(value - half, 4), "high": round(value + half * 0.8, 4), "reason": None}
@@ -30,6 +32,7 @@ def classification_record():
             "kind": "real",
             "name": "Chest X-ray collection",
             "licence": "CC BY 4.0",
+            "subject_rule": "a patient, as the column gives it, is one subject",
             "citation": "Author et al., A collection of chest X-rays, 2018.",
             "class_names": ["normal", "pneumonia"],
             "subjects": {"train": 2810, "validation": 401, "test": 312},
@@ -234,13 +237,24 @@ def write_run(folder, record, steps, examples):
 @pytest.fixture
 def classification_run(tmp_path):
     """A finished classification run on real data."""
-    return write_run(tmp_path / "run", classification_record(), history("auc"), classified_examples())
+    return write_run(tmp_path / "classification", classification_record(), history("auc"), classified_examples())
 
 
 @pytest.fixture
 def segmentation_run(tmp_path):
     """A finished segmentation run on phantoms, without references."""
-    return write_run(tmp_path / "run", segmentation_record(), history("dice"), segmented_examples())
+    return write_run(tmp_path / "segmentation", segmentation_record(), history("dice"), segmented_examples())
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory):
+    """The page of either run, written once for all tests that only read it."""
+    folder = tmp_path_factory.mktemp("pages")
+    runs = {
+        "classification": write_run(folder / "c", classification_record(), history("auc"), classified_examples()),
+        "segmentation": write_run(folder / "s", segmentation_record(), history("dice"), segmented_examples()),
+    }
+    return {task: write_report(run).read_text(encoding="utf-8") for task, run in runs.items()}
 
 
 @pytest.fixture

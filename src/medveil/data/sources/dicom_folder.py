@@ -20,6 +20,7 @@ from medveil.imaging.dicom_series import read_dicom_series
 from medveil.imaging.preprocess import Preprocess
 
 UNLISTED = ("unlisted", "A file that the table does not name")
+OUTSIDE = ("outside", "A file beside the class folders")
 MISSING = ("missing", "A file or folder that the table names is not there")
 
 
@@ -75,7 +76,7 @@ class DicomFolderSource(SourceConfig):
             for group in _grouped(files, refused, series=self.series)
         ]
         description = Description(self.name, "classification", classes)
-        # The header reader silences the interpreter's warnings, which only one thread at a time may do.
+        # The header reader silences pydicom's loggers, which only one thread at a time may do.
         return assemble(records, description, preprocess, resize=self.resize, refused=refused, threads=1)
 
     def _described(
@@ -83,16 +84,7 @@ class DicomFolderSource(SourceConfig):
     ) -> tuple[list["_File"], list[Refusal], tuple[str, ...]]:
         """What folders or table say of each file."""
         if self.table is None:
-            places = place_files(names)
-            labels, classes = class_indices([label for _, label in places], self.classes)
-            return (
-                [
-                    _File(folder / name, label, split)
-                    for name, (split, _), label in zip(names, places, labels, strict=True)
-                ],
-                [],
-                classes,
-            )
+            return self._by_folders(folder, names)
         wanted = [self.image, self.label, self.site, self.split, *self.attributes]
         rows = read_table(root / self.table, [column for column in wanted if column is not None])
         check_unique([row[self.image] for row in rows], self.image)
@@ -108,6 +100,16 @@ class DicomFolderSource(SourceConfig):
                 files.append(_File(folder / name, said.label, said.split, said.attributes))
         refused = [UNLISTED] * (len(names) - len(files)) + [MISSING] * (len(listed) - len(used))
         return files, refused, classes
+
+    def _by_folders(self, folder: Path, names: Sequence[str]) -> tuple[list["_File"], list[Refusal], tuple[str, ...]]:
+        # Exports put a DICOMDIR and notes beside the folders: they belong to no class.
+        inside = [name for name in names if "/" in name]
+        places = place_files(inside)
+        labels, classes = class_indices([label for _, label in places], self.classes)
+        files = [
+            _File(folder / name, label, split) for name, (split, _), label in zip(inside, places, labels, strict=True)
+        ]
+        return files, [OUTSIDE] * (len(names) - len(inside)), classes
 
     def _said(self, row: Row, label: int) -> "_Said":
         split = split_name(row[self.split]) if self.split else None

@@ -42,8 +42,10 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[Row, ...]:
             reader.fieldnames = header
             _check_header(header, columns)
             rows = [_row(row) for row in reader]
-    except FileNotFoundError:
-        raise MissingDataError("The table is not there", expected="a file at the path that the source names") from None
+    except OSError:
+        raise MissingDataError(
+            "The table is not there, or may not be read", expected="a file at the path that the source names"
+        ) from None
     except UnicodeDecodeError:
         raise DataError(
             "The table is not UTF-8 text", expected="UTF-8", remedy="save the table again as CSV UTF-8"

@@ -1,0 +1,42 @@
+# Two commands: `make demo` runs the main job, `make test` passes the tests. Both set themselves up.
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo
+BIN := $(VENV)/bin
+
+# The demo trains on real chest X-rays where MEDVEIL_DATA holds them, else on the built-in phantom.
+ifneq ($(wildcard $(MEDVEIL_DATA)/pneumoniamnist_28),)
+PLAN ?= plans/pneumonia-28.toml
+else
+PLAN ?= plans/phantom.toml
+endif
+
+.PHONY: demo test check install clean
+
+demo: $(VENV)/installed
+	$(BIN)/medveil train $(PLAN) --out $(RUN)
+
+test: check
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+install: $(VENV)/installed
+
+# torch first and by its exact version: a looser request would fetch another build.
+$(VENV)/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt "torch==2.13.0"
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info src/*.egg-info

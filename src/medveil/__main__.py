@@ -1,0 +1,6 @@
+"""``python -m medveil``."""
+
+from medveil.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""What every test shares: no user's folders are touched, real data only where MEDVEIL_DATA says."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory, monkeypatch):
+    """Keys and caches go to a temporary folder."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("MEDVEIL_HOME", str(home))
+    monkeypatch.setenv("MEDVEIL_CACHE", str(home / "cache"))
+
+
+def pytest_collection_modifyitems(items):
+    given = os.environ.get("MEDVEIL_DATA")
+    if given and Path(given).is_dir():
+        return
+    reason = "real data: set MEDVEIL_DATA to the folder that holds pneumoniamnist_28, hippocampus_mr_nifti, ..."
+    for item in items:
+        if item.get_closest_marker("real_data"):
+            item.add_marker(pytest.mark.skip(reason=reason))
