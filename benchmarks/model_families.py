@@ -1,11 +1,11 @@
-"""Standardised weights ("ws") against group normalisation: equal nets, equal recipe, several seeds.
+"""Standardised weights ("ws") against group and instance normalisation: equal nets, equal recipe, several seeds.
 
     MEDVEIL_DATA=... python benchmarks/model_families.py --seeds 5 --epochs 10
     MEDVEIL_DATA=... python benchmarks/model_families.py --quick
 
 AdamW under a one-cycle schedule, no augmentation. Each family may choose its learning rate from a grid fixed
 in advance, by the mean of its validation scores; the table shows the test scores at that rate (mean and sample
-standard deviation over seeds), seconds an epoch and the ratio of the two families in this run. Nothing here is
+standard deviation over seeds), seconds an epoch and their ratio to "group" in this run. Nothing here is
 chosen by a test score.
 """
 
@@ -32,7 +32,7 @@ from medveil.models.unet import UnetConfig
 
 RATES = (1e-3, 3e-3, 1e-2)
 SLICE_SHAPE = (48, 64)
-FAMILIES = ("ws", "group")
+FAMILIES = ("ws", "group", "instance")
 
 
 @dataclass(frozen=True)
@@ -193,11 +193,11 @@ def compare(subject: Subject, seeds: int, epochs: int, rates: tuple[float, ...])
         spread = statistics.stdev(tests) if len(tests) > 1 else float("nan")
         seconds[family] = statistics.median(trial.epoch_s for trial in trials[family])
         lines.append(
-            f"{subject.name:<10} {family:<6} {parameters(subject, family):>10,} {chosen[0].rate:>6} "
+            f"{subject.name:<10} {family:<8} {parameters(subject, family):>10,} {chosen[0].rate:>6} "
             f"{subject.score_name:>5} {statistics.mean(tests):.4f} +- {spread:.4f} {seconds[family]:>8.2f}"
         )
-    lines.append(f"{'':<10} ws / group: {seconds['ws'] / seconds['group']:.2f} of the time\n")
-    return lines
+    ratios = ", ".join(f"{family} {seconds[family] / seconds['group']:.2f}" for family in FAMILIES)
+    return [*lines, f"{'':<10} time against group: {ratios}\n"]
 
 
 def parameters(subject: Subject, family: str) -> int:
@@ -227,7 +227,7 @@ def main() -> int:
         Subject("unet", lambda norm: UnetConfig(norm=norm, width=8), brain, 3, "Dice", dice, with_overlap, 8),
     )
     print(f"{seeds} seeds, {epochs} epochs, rates {rates}, {options.threads} threads, torch {torch.__version__}")
-    print(f"{'net':<10} {'norm':<6} {'parameters':>10} {'rate':>6} {'score':>5} {'test':<16} {'s/epoch':>10}")
+    print(f"{'net':<10} {'norm':<8} {'parameters':>10} {'rate':>6} {'score':>5} {'test':<16} {'s/epoch':>10}")
     for subject in subjects:
         print("\n".join(compare(subject, seeds, epochs, rates)), flush=True)
     return 0

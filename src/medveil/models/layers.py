@@ -1,4 +1,4 @@
-"""The zoo's building blocks: standardised weights or group normalisation, behind one interface.
+"""The zoo's building blocks: standardised weights or normalised activations, behind one interface.
 
 A :class:`Family` says how many spatial axes a net has, how it is normalised and which activation it uses.
 Nets ask it for their layers, so one description of a net serves both families. Nothing here looks at other
@@ -39,7 +39,7 @@ __all__ = [
     "group_norm",
 ]
 
-Norm = Literal["ws", "group"]
+Norm = Literal["ws", "group", "instance"]
 Activation = Literal["relu", "silu", "elu"]
 Downsampling = Literal["stride", "average", "max"]
 
@@ -61,6 +61,10 @@ _POOL: Final[dict[tuple[str, int], type[nn.Module]]] = {
     ("average", 3): nn.AvgPool3d,
 }
 _GLOBAL_POOL: Final[dict[int, type[nn.Module]]] = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+_INSTANCE_NORM: Final[dict[int, type[nn.InstanceNorm2d | nn.InstanceNorm3d]]] = {
+    2: nn.InstanceNorm2d,
+    3: nn.InstanceNorm3d,
+}
 _GROUP_CHANNELS: Final = 8
 
 
@@ -68,8 +72,9 @@ class FamilyConfig(BaseModel):
     """Fields that every net of the zoo shares.
 
     Args:
-        norm: "ws" (scaled weight standardisation: folds away after training) or "group" (group
-            normalisation).
+        norm: "ws" (scaled weight standardisation: folds away after training), "group" (group normalisation,
+            8 channels a group) or "instance" (one channel a group; slower). Measured on small nets, groups
+            of 8 learn segmentation much more slowly than the other two.
         activation: "relu" is the one that encrypted evaluation computes exactly.
     """
 
@@ -85,7 +90,7 @@ class Family:
 
     Args:
         spatial_dims: 2 or 3.
-        norm: "ws" or "group".
+        norm: by name.
         activation: by name.
     """
 
@@ -117,7 +122,7 @@ class Family:
             stride: equal on all axes.
             dilation: equal on all axes.
             scale: constant on the standardised weights; None means that the input is an activation whose
-                pre-activation has unit variance. Group normalisation has no use for it.
+                pre-activation has unit variance. Where activations are normalised it has no use.
         """
         padding = dilation * (kernel_size - 1) // 2
         if self.norm == "ws":
@@ -141,7 +146,7 @@ class Family:
             bias=False,
         )
         nn.init.kaiming_normal_(conv.weight)
-        return nn.Sequential(conv, group_norm(out_channels))
+        return nn.Sequential(conv, self._normalisation(out_channels))
 
     def conv_transpose(self, in_channels: int, out_channels: int, kernel_size: int) -> nn.Module:
         """Transposed convolution, with its normalisation, that doubles every axis of an activation."""
@@ -155,7 +160,7 @@ class Family:
             padding=doubling_padding(kernel_size),
             bias=False,
         )
-        return nn.Sequential(conv, group_norm(out_channels))
+        return nn.Sequential(conv, self._normalisation(out_channels))
 
     def halving_conv(
         self, in_channels: int, out_channels: int, down: Downsampling, *, scale: float | None = None
@@ -170,6 +175,11 @@ class Family:
         if down != "stride":
             layers.append(_POOL[down, self.spatial_dims](2))
         return nn.Sequential(*layers)
+
+    def _normalisation(self, channels: int) -> nn.Module:
+        if self.norm == "group":
+            return group_norm(channels)
+        return _INSTANCE_NORM[self.spatial_dims](channels, affine=True)
 
     def act(self) -> nn.Module:
         """A fresh activation module."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medveil.errors import ConfigError, ModelError
 from medveil.models.cnn import CnnConfig, build_cnn
+from medveil.models.layers import FamilyConfig
 from medveil.models.monai_nets import MonaiConfig, build_monai
 from medveil.models.monet import MonetConfig, build_monet
 from medveil.models.resnet import (
@@ -92,6 +93,9 @@ def build(
         # Not torch.manual_seed: that would also seed accelerators, which the fork does not restore.
         torch.default_generator.manual_seed(number)
         model = _BUILDERS[type(config)](config, input_shape, num_classes)
+        # The zoo's nets do the same in both modes, and in training refuse maps too small to normalise; a dry
+        # run in training could change the buffers of others.
+        model.train(isinstance(config, FamilyConfig))
         shape = _answer_shape(model, input_shape)
     _check_answer(shape, input_shape, num_classes, task)
     return model
@@ -109,7 +113,6 @@ def _check_sizes(input_shape: tuple[int, ...], num_classes: int) -> None:
 
 
 def _answer_shape(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    model.eval()
     try:
         with torch.no_grad():
             answer = model(torch.zeros(1, *input_shape))

@@ -183,8 +183,8 @@ def fold(model: nn.Module) -> nn.Module:
         model: any module; it is left as it is.
 
     Returns:
-        A copy on the same device, in the same dtype and mode. Group normalisation depends on the image, so it
-        stays as it is.
+        A copy on the same device, in the same dtype and mode. Normalisation of activations depends on the
+        image, so it stays as it is.
 
     Guarantees:
         Same outputs as ``model``; no :class:`ScaledStdConv` and no :class:`ScaledStdConvTranspose`.

@@ -15,7 +15,7 @@ from medveil.models.registry import ModelConfig, build
 
 _SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 _DOWN = st.sampled_from(["stride", "average", "max"])
-_FAMILY = {"norm": st.sampled_from(["ws", "group"]), "activation": st.sampled_from(["relu", "silu", "elu"])}
+_FAMILY = {"norm": st.sampled_from(["ws", "group", "instance"]), "activation": st.sampled_from(["relu", "silu", "elu"])}
 _SEGMENTERS = ("unet", "monet")
 
 
@@ -128,7 +128,7 @@ def test_the_mean_of_per_example_gradients_is_the_gradient_of_the_mean(case):
         torch.testing.assert_close(together[name].mean(0), tensor.grad, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("norm", ["ws", "group"])
+@pytest.mark.parametrize("norm", ["ws", "group", "instance"])
 @pytest.mark.parametrize(
     ("table", "shape"),
     [

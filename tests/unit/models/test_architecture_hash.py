@@ -29,6 +29,7 @@ _VARIANTS = [
     _CNN | {"channels": [4, 9]},
     _CNN | {"strides": [1, 2]},
     _CNN | {"norm": "group"},
+    _CNN | {"norm": "instance"},
     _CNN | {"activation": "silu"},
     _CNN | {"down": "average"},
     _CNN | {"down": "max"},

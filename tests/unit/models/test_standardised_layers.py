@@ -152,7 +152,7 @@ def test_transposed_convolution_refuses_kernels_that_do_not_double():
         Family(2, "group", "relu").conv_transpose(4, 4, 3)
 
 
-@pytest.mark.parametrize("norm_name", ["ws", "group"])
+@pytest.mark.parametrize("norm_name", ["ws", "group", "instance"])
 @pytest.mark.parametrize("down", ["stride", "average", "max"])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_halving_conv_halves_every_axis(norm_name, down, dims):

@@ -54,7 +54,7 @@ def _name(value):
     return value["kind"] if isinstance(value, dict) else None
 
 
-@pytest.fixture(params=["ws", "group"])
+@pytest.fixture(params=["ws", "group", "instance"])
 def norm(request):
     return request.param
 
@@ -166,11 +166,14 @@ def test_images_that_do_not_halve_are_refused_with_the_sizes_that_would(kind):
     [
         ({"kind": "cnn", "down": "max", "strides": [2, 2, 2, 2]}, (1, 8, 8)),
         ({"kind": "resnet9", "width": 4, "down": "max"}, (1, 4, 4)),
+        # One position left: the mean over it is the value itself, and every answer would be the same.
+        ({"kind": "resnet9", "width": 4, "norm": "instance"}, (1, 8, 8)),
     ],
 )
 def test_images_that_shrink_to_nothing_are_refused(table, shape):
+    config = TypeAdapter(ModelConfig).validate_python(table)
     with pytest.raises(ModelError):
-        _make(table, shape)
+        build(config, input_shape=shape, num_classes=3, seed=0)
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (1, 2, 3, 4, 5), (1, 0, 28), (1,)])
