@@ -109,8 +109,7 @@ def _write_pictures(folder, *, size=16, colour=False, classes=("clear", "opacity
     (folder / "table.csv").write_text("\n".join(lines), encoding="utf-8")
     data = folder / "data.toml"
     data.write_text(
-        'kind = "image-csv"\nimages = "."\ntable = "table.csv"\npatient = "patient"\n'
-        f"classes = {list(classes)}\n",
+        f'kind = "image-csv"\nimages = "."\ntable = "table.csv"\npatient = "patient"\nclasses = {list(classes)}\n',
         encoding="utf-8",
     )
     return data

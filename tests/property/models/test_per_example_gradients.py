@@ -32,7 +32,10 @@ _TABLES = st.one_of(
         head=st.sampled_from(["global", "flat"]),
     ),
     _table("resnet9", width=st.just(2), down=st.sampled_from(["stride", "max"])),
-    _table("resnet18", width=st.just(2), stem=st.sampled_from(["small", "large"])),
+    # The large stem leaves one position of such small images, which instance normalisation refuses.
+    _table("resnet18", width=st.just(2), stem=st.sampled_from(["small", "large"])).filter(
+        lambda table: (table["norm"], table["stem"]) != ("instance", "large")
+    ),
     _table("resnet20", width=st.just(2)),
     _table(
         "unet",
@@ -50,7 +53,8 @@ _TABLES = st.one_of(
 def _cases(draw):
     """A network in float64, images and targets; two or three spatial axes, unequal lengths."""
     table = draw(_TABLES)
-    spatial = tuple(4 * draw(st.integers(2, 3)) for _ in range(draw(st.integers(2, 3))))
+    shortest = 3 if table["norm"] == "instance" else 2
+    spatial = tuple(4 * draw(st.integers(shortest, 3)) for _ in range(draw(st.integers(2, 3))))
     shape = (draw(st.integers(1, 3)), *spatial)
     config = TypeAdapter(ModelConfig).validate_python(table)
     model = build(config, input_shape=shape, num_classes=3, seed=draw(st.integers(0, 2**32))).double()
