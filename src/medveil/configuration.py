@@ -31,14 +31,14 @@ def parse_config(model: type[ConfigT], values: object, *, where: str) -> ConfigT
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise config_error(error, where=where) from None
+        raise config_error(error, values, where=where) from None
 
 
-def config_error(error: ValidationError, *, where: str) -> ConfigError:
+def config_error(error: ValidationError, values: object, *, where: str) -> ConfigError:
     """The first problem of a pydantic error as a :class:`ConfigError` in this project's words."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    place = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    place = _place(first["loc"], values)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     kind = first["type"]
     if kind == "extra_forbidden":
@@ -55,6 +55,20 @@ def config_error(error: ValidationError, *, where: str) -> ConfigError:
         expected=first["msg"].removeprefix("Value error, "),
         remedy="docs/reference/plan.md lists every key with its range",
     )
+
+
+def _place(location: tuple[int | str, ...], values: object) -> str:
+    """The dotted key as it stands in the file: without the kinds that pydantic puts in for unions."""
+    parts = []
+    for part in location:
+        if isinstance(values, dict) and part not in values and values.get("kind") == part:
+            continue
+        parts.append(str(part))
+        if isinstance(values, dict):
+            values = values.get(part)
+        elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
+            values = values[part]
+    return ".".join(parts) or "(top level)"
 
 
 def _short(value: object, limit: int = 80) -> str:

@@ -10,6 +10,7 @@ from medveil.cli.main import main
 from medveil.errors import (
     ConfigError,
     DataError,
+    FederationError,
     LabelError,
     MissingDataError,
     ModelError,
@@ -38,6 +39,12 @@ QUICK = ("federation.rounds=1", "references.central=false", "references.local_on
         ("training.batch_size=-1", "training.batch_size"),
         ("training.optimiser.lr=nan", "training.optimiser"),
         ("training.loss={kind='dice_ce'}", "needs masks"),
+        ("training.optimiser={kind='sgd', lr=0.1, nesterov=true}", "nesterov needs momentum"),
+        ("training.optimiser={kind='adam', lr=0.1, betas=[2.0, 0.9]}", "training.optimiser.betas.0"),
+        ("training.augmentation={flip=[7]}", "training.augmentation.flip.0"),
+        ("evaluation.threshold=7.5", "evaluation.threshold"),
+        ("root=/tmp", "unknown key root"),
+        ("data.preprocess={slices={axis=0, keep='foreground'}}", "test slices by their true masks"),
         ("training.class_weights=[1.0, -1.0]", "one positive weight per class"),
         ("model={kind='resnet99'}", "model is not valid"),
         ("model={kind='cnn', layers=3}", "unknown key model"),
@@ -75,6 +82,11 @@ def test_a_missing_plan_names_those_that_exist():
         (("task=segmentation", "model={kind='unet'}"), ConfigError, "task"),
         (("data.partition={kind='natural', column='ward'}",), PartitionError, "ward|column"),
         (("data.partition={kind='iid', sites=150}",), PartitionError, "site"),
+        (("training.class_weights=[1.0, 1.0, 1.0]",), ConfigError, "one weight per class"),
+        (("evaluation.subgroups=['ward']",), ConfigError, "column that the data do not have"),
+        (("evaluation.external=[{name='x', source={kind='catalogue', name='retina'}}]",), MissingDataError, "."),
+        (("federation.min_sites=9",), ConfigError, "more sites than there are"),
+        (("training.optimiser={kind='sgd', lr=1e30}",), FederationError, "no longer finite"),
         (("data.source.subjects=2",), DataError, "split|site|subject"),
         (("initial_weights=nothing.safetensors",), WeightsError, "."),
         (("model={kind='unet'}",), ModelError, "."),
@@ -194,3 +206,70 @@ def test_messages_hold_no_patient(finished, tmp_path, capsys):
     said = capsys.readouterr()
     assert "Mueller" not in said.err + said.out
     assert "Error" in said.err
+
+
+def test_a_folder_with_other_things_is_refused(small_plan, tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "Mueller_Anna.txt").write_text("x")
+    with pytest.raises(RunError, match="not empty") as caught:
+        train(small_plan(*QUICK), tmp_path / "letters")
+    assert "Mueller" not in str(caught.value)
+
+
+def test_a_finished_run_that_was_changed_is_not_shown_as_finished(finished, small_plan):
+    record = finished / "record.json"
+    record.write_text(record.read_text().replace('"seed": 3', '"seed": 4'))
+    with pytest.raises(RunError, match=r"record\.json"):
+        train(small_plan(*QUICK), finished)
+
+
+def _two_hospitals(folder, rng_seed, names):
+    """A plan over a table whose images depend on the seed and whose sites have the names given."""
+    rng = np.random.default_rng(rng_seed)
+    folder.mkdir()
+    lines = ["image,label,hospital"]
+    for number in range(48):
+        Image.fromarray(rng.integers(0, 255, (16, 16), dtype=np.uint8)).save(folder / f"p{number}.png")
+        lines.append(f'p{number}.png,{number % 2},"{names[number // 2 % 2]}"')
+    (folder / "table.csv").write_text("\n".join(lines), encoding="utf-8")
+    plan = folder / "plan.toml"
+    plan.write_text(
+        """
+name = "own"
+task = "classification"
+[data]
+source = { kind = "image-csv", images = ".", table = "table.csv", classes = ["0", "1"], site = "hospital" }
+partition = { kind = "natural" }
+splits = { kind = "random", test = 0.25, validation = 0.25, stratify = "site" }
+[model]
+kind = "cnn"
+[federation]
+rounds = 1
+[evaluation]
+bootstrap = { resamples = 0 }
+""",
+        encoding="utf-8",
+    )
+    return plan
+
+
+def test_changed_data_do_not_resume_a_run(tmp_path):
+    first = _two_hospitals(tmp_path / "one", 1, ("north", "south"))
+    second = _two_hospitals(tmp_path / "two", 2, ("north", "south"))
+    train(load_plan(first), tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").unlink()
+    with pytest.raises(RunError, match="other data"):
+        train(load_plan(second), tmp_path / "run")
+
+
+def test_sites_may_be_called_what_hospitals_are_called(tmp_path):
+    plan = _two_hospitals(tmp_path / "one", 1, ("St Mary/North", "St Mary--North"))
+    record = train(load_plan(plan), tmp_path / "run")
+    assert len(list((tmp_path / "run" / "references").glob("local_only*"))) == 2
+    assert set(record["references"]["local_only"]["per_site"]) == {"St Mary/North", "St Mary--North"}
+
+
+def test_a_site_name_that_nothing_can_carry_is_refused(tmp_path):
+    plan = _two_hospitals(tmp_path / "one", 1, ("north", "x" * 101))
+    with pytest.raises(PartitionError, match="name that cannot be used"):
+        train(load_plan(plan), tmp_path / "run")

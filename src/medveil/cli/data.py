@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from medveil.cli.output import print_json
+from medveil.cli.output import files, print_json
 
 
 @click.group("data")
@@ -58,4 +58,4 @@ def _print_check(content: dict[str, Any]) -> None:
     for label, count in content["labels"].items():
         click.echo(f"  {label}: {count}")
     for rejected in content["rejected"]:
-        click.echo(f"Not used: {rejected['count']} files, {rejected['reason']}: {rejected['detail']}")
+        click.echo(f"Not used: {files(rejected['count'])}, {rejected['reason']}: {rejected['detail']}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from medveil.cli.output import number, print_json
+from medveil.cli.output import files, number, print_json
 
 
 @click.command("evaluate")
@@ -13,12 +13,12 @@ from medveil.cli.output import number, print_json
 @click.option("--new-sites", is_flag=True, help="Accept sites that the run does not know.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def command(run: Path, data: Path, new_sites: bool, as_json: bool) -> None:
-    r"""Score the model of RUN on the data that a data file describes.
+    """Score the model of RUN on the data that a data file describes.
 
     \b
     Example:
       medveil evaluate runs/p28 --data other-hospital.toml
-    """
+    """  # noqa: D301 - click wants the character itself
     from medveil.study.evaluate import evaluate
 
     content = evaluate(run, data, new_sites=new_sites)
@@ -30,7 +30,7 @@ def command(run: Path, data: Path, new_sites: bool, as_json: bool) -> None:
     if described["seen"]:
         click.echo(f"Warning: the run trained or validated on {described['seen']} of these images.")
     for rejected in described["rejected"]:
-        click.echo(f"Not used: {rejected['count']} files, {rejected['reason']}: {rejected['detail']}")
+        click.echo(f"Not used: {files(rejected['count'])}, {rejected['reason']}: {rejected['detail']}")
     for name, estimate in content["test"].items():
         if not name.startswith("per_"):
             click.echo(

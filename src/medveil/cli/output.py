@@ -80,6 +80,11 @@ def print_json(content: Any) -> None:
     click.echo(json.dumps(content, indent=2, sort_keys=True))
 
 
+def files(count: int) -> str:
+    """A count of files in words."""
+    return "1 file" if count == 1 else f"{count} files"
+
+
 def number(value: float | None) -> str:
     """Three digits, or "-" where there is nothing."""
     return "-" if value is None else f"{value:.3f}"

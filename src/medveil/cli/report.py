@@ -9,12 +9,12 @@ import click
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="HTML file; report.html in the run folder by default.")
 def command(run: Path, out: Path | None) -> None:
-    r"""Make one self-contained HTML file of the finished run in the folder RUN.
+    """Make one self-contained HTML file of the finished run in the folder RUN.
 
     \b
     Example:
       medveil report runs/p28
-    """
+    """  # noqa: D301 - click wants the character itself
     from medveil.report.page import write_report
 
     click.echo(f"Report: {write_report(run, out)}")

@@ -19,14 +19,14 @@ from medveil.cli.output import Watcher, number, print_json
 def command(
     plan: str, out: Path | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, report: bool, quiet: bool
 ) -> None:
-    r"""Train the model of PLAN (a TOML file, or the name of a shipped plan) over its sites.
+    """Train the model of PLAN (a TOML file, or the name of a shipped plan) over its sites.
 
     \b
     Examples:
       medveil train phantom --out runs/first
       medveil train plans/pneumonia-28.toml --out runs/p28 --set federation.rounds=5
       medveil train pneumonia-28 --dry-run
-    """
+    """  # noqa: D301 - click wants the character itself
     from medveil.study.plan import load_plan
 
     loaded = load_plan(plan, overrides)

@@ -7,17 +7,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medveil.errors import MessageError, ProtocolError, TooFewSitesError
+from medveil.errors import ConfigError, MessageError, ProtocolError, TooFewSitesError
 from medveil.federation.messages import AnyMessage, Join, Result, Scores, Stop, Task, Tensors, decode, encode
 from medveil.federation.selection import Selection
 from medveil.federation.server import ServerStep
-from medveil.federation.settings import Federation
+from medveil.federation.settings import Federation, FedSgd
 from medveil.federation.site import Floats, LocalResult, change
 from medveil.federation.snapshot import Snapshot
 from medveil.federation.stages import Pipeline, StageContext
 from medveil.federation.update import Update
+from medveil.training.loop import diverged
 
 Row = dict[str, Any]
+SCORES = ("loss", "auc", "dice")
 Phase = Literal["joining", "training", "validating", "done"]
 
 
@@ -47,7 +49,7 @@ class Coordinator:
 
     Args:
         plan_hash: every site must have agreed to the same plan.
-        sites: names of all sites that take part.
+        sites: names of all sites that take part; ``settings.min_sites`` of them at least.
         settings: the plan's federation table.
         metric: which validation score selects and stops: "auc", "dice" or "loss".
         server: step from the mean update to new weights.
@@ -55,6 +57,9 @@ class Coordinator:
         weights: first weights, shape (d,), float32.
         buffers: first running statistics, shape (b,), float32.
         watch: told about progress.
+
+    Raises:
+        ConfigError: the plan asks for more sites than there are.
     """
 
     def __init__(
@@ -77,7 +82,8 @@ class Coordinator:
         self.lost: dict[str, str] = {}
         self._plan_hash = plan_hash
         self._alive = sorted(sites)
-        self._least = settings.min_sites or len(self._alive)
+        self._least = least_sites(settings, len(self._alive))
+        self._examples: dict[str, int] = {}
         self._settings = settings
         self._server = server
         self._pipeline = pipeline
@@ -105,6 +111,8 @@ class Coordinator:
             raise ProtocolError("A site answered the same task twice", got=f"{type(message).__name__} in {self.phase}")
         self._check(site, message, tensors)
         self._answers[site] = (message, tensors)
+        if isinstance(message, Join):
+            self._examples[site] = message.num_examples
         if self.phase == "training":
             self._watch.site_back(self.round + 1, len(self._answers), len(self._alive))
         return self._proceed()
@@ -115,16 +123,18 @@ class Coordinator:
         Raises:
             TooFewSitesError: fewer sites are left than the plan allows.
         """
+        if self.done:
+            return []
         if site in self._alive:
             self._alive.remove(site)
             self._answers.pop(site, None)
             self.lost[site] = reason
         if len(self._alive) < self._least:
             raise TooFewSitesError(
-                "Too many sites are gone to go on",
-                got=f"{len(self._alive)} left: {reason}",
+                "Too few sites are left to go on",
+                got=f"{len(self._alive)} left; the last one went because: {reason}",
                 expected=f"at least {self._least}",
-                remedy="bring the sites back and run again (the run goes on where it stopped), "
+                remedy="mend the cause at the site and run again: the run goes on after its last full round; "
                 "or lower federation.min_sites",
             )
         return self._proceed()
@@ -156,7 +166,7 @@ class Coordinator:
         if isinstance(message, Join):
             self._check_join(site, message)
         elif isinstance(message, Result):
-            self._check_result(message, tensors)
+            self._check_result(site, message, tensors)
         elif isinstance(message, Scores) and message.round != self.round:
             raise ProtocolError("A site scored another round", got=message.round, expected=self.round)
 
@@ -171,11 +181,19 @@ class Coordinator:
                 remedy="give every site the same plan file",
             )
 
-    def _check_result(self, message: Result, tensors: Tensors) -> None:
+    def _check_result(self, site: str, message: Result, tensors: Tensors) -> None:
         if message.round != self.round + 1:
             raise ProtocolError("A site answered for another round", got=message.round, expected=self.round + 1)
-        if (message.form == "sum") != bool(self._pipeline.stages):
-            raise ProtocolError("A site did not run the plan's privacy stages", got=f"form {message.form!r}")
+        if message.form != self._form():
+            raise ProtocolError(
+                "A site did not do what the plan's algorithm and privacy stages ask",
+                got=f"an update in the form {message.form!r}",
+                expected=repr(self._form()),
+            )
+        weight = float(self._examples[site]) if self._settings.weighting == "size" else 1.0
+        if message.weight != weight:
+            raise ProtocolError("A site claims another weight than is its own", got=message.weight, expected=weight)
+        allowed = ("float64", "uint32", "uint64") if message.form == "sum" else ("float32",)
         for name, size in (("values", self.weights.size), ("buffers", self.buffers.size)):
             if name not in tensors or tensors[name].shape != (size,):
                 raise MessageError(
@@ -184,6 +202,13 @@ class Coordinator:
                     expected=(size,),
                     remedy="run the same plan with the same version of medveil at every site",
                 )
+        if tensors["values"].dtype.name not in allowed:
+            raise MessageError("An update has another dtype", got=tensors["values"].dtype.name, expected=allowed)
+
+    def _form(self) -> str:
+        if self._pipeline.stages:
+            return "sum"
+        return "mean" if isinstance(self._settings.algorithm, FedSgd) else "weights"
 
     def _proceed(self) -> list[Outgoing]:
         if self.done or set(self._answers) != set(self._alive):
@@ -229,7 +254,10 @@ class Coordinator:
         for update in updates[1:]:
             total += update
         total = self._pipeline.at_server(total, context)
-        self.weights = self._server.apply(self.weights, total.mean(), self.round / self._settings.rounds)
+        weights = self._server.apply(self.weights, total.mean(), self.round / self._settings.rounds)
+        if not np.isfinite(weights).all():
+            raise diverged("weights")
+        self.weights = weights
         if self.buffers.size:
             self.buffers = total.mean_buffers().astype(np.float32)
         self._train_loss = losses / weight
@@ -262,17 +290,35 @@ class Coordinator:
         return [Outgoing(site, data) for site in self._alive]
 
 
+def least_sites(settings: Federation, sites: int) -> int:
+    """How many sites must stay.
+
+    Raises:
+        ConfigError: more than there are.
+    """
+    if settings.min_sites > sites:
+        raise ConfigError(
+            "The plan asks for more sites than there are",
+            got=f"federation.min_sites = {settings.min_sites}, {sites} sites",
+            expected=f"at most {sites}",
+            remedy="lower federation.min_sites",
+        )
+    return settings.min_sites or sites
+
+
 def _weighted_scores(messages: Sequence[AnyMessage]) -> dict[str, float | None]:
-    """Mean of each score over the sites that could compute it, weighted by their validation examples."""
+    """Mean of each score over the sites that could compute it, weighted by their validation examples.
+
+    A score that no site could compute is left out.
+    """
     sums: dict[str, list[tuple[int, float]]] = {}
     for message in messages:
         if isinstance(message, Scores):
-            for name, value in message.scores.items():
-                sums.setdefault(name, [])
+            for name, value in message.model_dump(include=set(SCORES)).items():
                 if value is not None and message.num_examples > 0:
-                    sums[name].append((message.num_examples, value))
+                    sums.setdefault(name, []).append((message.num_examples, value))
     return {
-        name: sum(count * value for count, value in parts) / sum(count for count, _ in parts) if parts else None
+        name: sum(count * value for count, value in parts) / sum(count for count, _ in parts)
         for name, parts in sorted(sums.items())
     }
 

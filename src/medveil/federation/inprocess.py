@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 
-from medveil.errors import MedveilError
+from medveil.errors import MedveilError, MessageError, ProtocolError
 from medveil.federation.coordinator import Coordinator, Outgoing
 from medveil.federation.site import Site
 from medveil.federation.transport import Traffic
@@ -33,7 +33,8 @@ class InProcess:
     def run(self, coordinator: Coordinator) -> None:
         """Deliver messages until the coordinator is done.
 
-        A site that raises a :class:`MedveilError` is reported to the coordinator as gone.
+        A site that raises a :class:`MedveilError`, or whose message the coordinator refuses, is reported to the
+        coordinator as gone.
         """
         joins = [(name, [self._sites[name].join()]) for name in sorted(self._sites) if name not in coordinator.lost]
         outgoing = self._hand_in(coordinator, joins)
@@ -49,14 +50,18 @@ class InProcess:
         """Give every site its message and the coordinator the answers, in the order of ``outgoing``."""
         futures = [pool.submit(self._sites[message.site].receive, message.data) for message in outgoing]
         following: list[Outgoing] = []
-        for message, future in zip(outgoing, futures, strict=True):
-            self._received[message.site] += len(message.data)
-            try:
-                answers = future.result()
-            except MedveilError as error:
-                following += coordinator.lose(message.site, f"{type(error).__name__}: {error}"[:500])
-            else:
-                following += self._hand_in(coordinator, [(message.site, answers)])
+        try:
+            for message, future in zip(outgoing, futures, strict=True):
+                self._received[message.site] += len(message.data)
+                try:
+                    answers = future.result()
+                except MedveilError as error:
+                    following += coordinator.lose(message.site, error.what)
+                else:
+                    following += self._hand_in(coordinator, [(message.site, answers)])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         return following
 
     def _hand_in(self, coordinator: Coordinator, answers: Iterable[tuple[str, list[bytes]]]) -> list[Outgoing]:
@@ -64,5 +69,9 @@ class InProcess:
         for name, messages in answers:
             for data in messages:
                 self._sent[name] += len(data)
-                outgoing += coordinator.receive(name, data)
+                try:
+                    outgoing += coordinator.receive(name, data)
+                except (MessageError, ProtocolError) as error:  # one site's fault is not the others'
+                    outgoing += coordinator.lose(name, error.what)
+                    break
         return outgoing

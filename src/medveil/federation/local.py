@@ -41,7 +41,18 @@ class LocalWork:
         return self.trainer.num_examples
 
     def train(self, round_number: int, weights: Vector, buffers: Vector) -> LocalResult:
-        """Work of one round; round numbers start at 1."""
+        """Work of one round; round numbers start at 1.
+
+        Raises:
+            ProtocolError: a round that the plan does not have, or weights of another size.
+            DivergedError: the loss or the weights are no longer finite.
+        """
+        if not 1 <= round_number <= self.rounds:
+            raise ProtocolError(
+                "The coordinator asks for a round that the plan does not have",
+                got=round_number,
+                expected=f"1 to {self.rounds}",
+            )
         one_thread()
         self._load(weights, buffers)
         if isinstance(self.algorithm, FedSgd):
@@ -74,16 +85,16 @@ class LocalWork:
         )
 
     def _load(self, weights: Vector, buffers: Vector) -> None:
-        expected = sum(parameter.numel() for parameter in self.trainer.parameters)
-        if len(weights) != expected:
-            raise ProtocolError(
-                "The coordinator's weights do not fit this site's model",
-                got=f"{len(weights)} parameters",
-                expected=f"{expected}",
-                remedy="run the same plan with the same version of medveil at every site",
-            )
-        from_vector(weights, self.trainer.parameters)
-        from_vector(buffers, floating_buffers(self.trainer.model))
+        for vector, tensors in ((weights, self.trainer.parameters), (buffers, floating_buffers(self.trainer.model))):
+            expected = sum(tensor.numel() for tensor in tensors)
+            if len(vector) != expected:
+                raise ProtocolError(
+                    "The coordinator's weights do not fit this site's model",
+                    got=f"{len(vector)} numbers",
+                    expected=expected,
+                    remedy="run the same plan with the same version of medveil at every site",
+                )
+            from_vector(vector, tensors)
 
     def _buffers(self) -> Vector:
         return to_vector(floating_buffers(self.trainer.model))

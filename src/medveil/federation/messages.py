@@ -7,7 +7,7 @@ header (UTF-8 JSON, validated), then the body (safetensors, possibly empty). Not
 import json
 import struct
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,12 @@ _MAX_HEADER = 1 << 20
 MAX_BODY = 1 << 32
 _DTYPES = ("float32", "float64", "uint32", "uint64")
 
+_COUNT = 1 << 53
+
 Tensors = Mapping[str, NDArray[np.generic]]
+Count = Annotated[int, Field(ge=0, le=_COUNT)]
+Positive = Annotated[int, Field(ge=1, le=_COUNT)]
+Score = Annotated[float, Field(ge=0, le=1)]
 
 
 class Message(Config):
@@ -41,14 +46,14 @@ class Join(Message):
     kind = 1
     site: str = Field(min_length=1, max_length=100)
     plan_hash: str
-    num_examples: int = Field(ge=1)
+    num_examples: Positive
 
 
 class Task(Message):
     """Coordinator to site: validate and/or train. Tensors: ``weights`` and ``buffers``, or none (as last sent)."""
 
     kind = 2
-    round: int = Field(ge=0)
+    round: Count
     validate_model: bool
     train: bool
     sites: list[str]
@@ -62,23 +67,28 @@ class Result(Message):
     """
 
     kind = 3
-    round: int = Field(ge=1)
+    round: Positive
     form: Literal["weights", "mean", "sum"]
-    weight: float = Field(gt=0)
-    train_loss: float
+    weight: float = Field(gt=0, le=_COUNT)
+    train_loss: float = Field(ge=-1e9, le=1e9)
 
 
 class Scores(Message):
-    """Site to coordinator: validation of the weights of ``round`` on the site's own data."""
+    """Site to coordinator: validation of the weights of ``round`` on the site's own data.
+
+    A score that the data do not define is None; a site without validation data sends none.
+    """
 
     kind = 4
-    round: int = Field(ge=0)
-    num_examples: int = Field(ge=0)
-    scores: dict[str, float | None]
+    round: Count
+    num_examples: Count
+    loss: float | None = Field(None, ge=-1e9, le=1e9)
+    auc: Score | None = None
+    dice: Score | None = None
 
 
 class Stop(Message):
-    """Coordinator to site, or site to coordinator: no more messages follow."""
+    """Coordinator to site: the training has ended."""
 
     kind = 5
     reason: str = Field(max_length=500)
@@ -91,7 +101,13 @@ _KINDS: dict[int, type[Join | Task | Result | Scores | Stop]] = {
 
 
 def encode(message: AnyMessage, tensors: Tensors | None = None) -> bytes:
-    """One frame."""
+    """One frame.
+
+    Raises:
+        MessageError: a tensor holds NaN or infinite numbers; they never leave their maker.
+    """
+    for name, tensor in (tensors or {}).items():
+        _check_finite(name, tensor)
     header = json.dumps(message.model_dump(), separators=(",", ":")).encode()
     body = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}) if tensors else b""
     return _FRAME.pack(_MAGIC, message.kind, PROTOCOL_VERSION, len(header), len(body)) + header + body
@@ -165,11 +181,15 @@ def _tensors(body: bytes) -> dict[str, NDArray[np.generic]]:
                 got=f"{tensor.dtype.name}, {tensor.ndim} axes",
                 expected=f"one axis, one of {', '.join(_DTYPES)}",
             )
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            raise MessageError(
-                "A message holds NaN or infinite numbers",
-                got=f"in {name!r}" if name in ("weights", "values", "buffers") else "in a tensor",
-                expected="finite numbers",
-                remedy="the training at the sender diverged: lower its learning rate",
-            )
+        _check_finite(name, tensor)
     return tensors
+
+
+def _check_finite(name: str, tensor: NDArray[np.generic]) -> None:
+    if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+        raise MessageError(
+            "A message holds NaN or infinite numbers",
+            got=f"in {name!r}" if name in ("weights", "values", "buffers") else "in a tensor",
+            expected="finite numbers",
+            remedy="the training at the sender diverged: lower its learning rate",
+        )

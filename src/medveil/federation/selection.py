@@ -46,11 +46,9 @@ class Selection:
         if score is not None and (self._best_score is None or score > self._best_score):
             self._best_score, self.best_round = score, round_number
             self._best = (weights.copy(), buffers.copy()) if self._keep_best else None
-        if self._stopping is not None:
-            watched = _oriented(scores, self._stopping.metric)
-            if watched is not None and (
-                self._reference is None or watched > self._reference + self._stopping.min_delta
-            ):
+        watched = None if self._stopping is None else _oriented(scores, self._stopping.metric)
+        if self._stopping is not None and watched is not None:  # a score that is not defined says nothing
+            if self._reference is None or watched > self._reference + self._stopping.min_delta:
                 self._reference, self._waited = watched, 0
             else:
                 self._waited += 1

@@ -15,7 +15,7 @@ class _Local(Config):
         local_epochs: passes over the site's own data.
         local_steps: batches.
         server: optimiser that takes the mean change as a gradient (FedOpt, Reddi et al. 2021, arXiv 2003.00295);
-            None averages (FedAvg).
+            None averages (FedAvg). Its rate stays as it is; ``training.schedule`` acts on the local steps.
     """
 
     local_epochs: int | None = Field(None, ge=1)
@@ -71,7 +71,7 @@ class Federation(Config):
     Attributes:
         rounds: at most.
         algorithm: what a site does in a round and what the server does with it.
-        weighting: "size" (training examples, sent in the clear) or "equal".
+        weighting: "size" (training examples) or "equal"; the number of examples is sent in the clear either way.
         buffers: what happens to running statistics: "refuse" (a model that has any is not trained), or "average".
         min_sites: the run stops when fewer are left; 0 means all must stay.
         validate_every: rounds between validations.

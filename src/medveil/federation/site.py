@@ -113,7 +113,7 @@ class Site:
         replies = []
         if task.validate_model:
             scores = self._work.validate(weights, buffers)
-            replies.append(encode(Scores(round=task.round, num_examples=self._work.num_validation, scores=scores)))
+            replies.append(encode(Scores(round=task.round, num_examples=self._work.num_validation, **scores)))
         if task.train:
             replies.append(self._train(task, weights, buffers))
         return replies

@@ -24,7 +24,7 @@ class Transport(Protocol):
     """Carries bytes between one coordinator and its sites.
 
     A transport delivers every message at most once and unchanged, tells the coordinator when a site is gone
-    (:meth:`Coordinator.lose`), and knows nothing of what the bytes mean.
+    (:meth:`Coordinator.lose`) or has sent what the coordinator refuses, and knows nothing of what the bytes mean.
     """
 
     name: str

@@ -1,9 +1,10 @@
 """The ways a plan trains: federated over its sites, and the references on pooled and on own data."""
 
 import copy
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from medveil.study.prepare import Party, Prepared, input_scale
 from medveil.study.progress import Progress, Tick
 from medveil.training.device import one_thread
 from medveil.training.loop import Trainer
-from medveil.training.optimisers import build_optimiser, optimiser_state, restore_optimiser
+from medveil.training.optimisers import Schedule, build_optimiser, optimiser_state, restore_optimiser
 from medveil.training.validation import Scores, validation_scores
 from medveil.training.vectors import Vector, floating_buffers, from_vector, to_vector, trainable
 
@@ -45,7 +46,7 @@ class Outcome:
         rounds: rounds done.
         best_round: round with the best validation score, or None without validation.
         stopped_early: whether early stopping ended it.
-        seconds: spent in this arm, over all processes that worked on it.
+        earlier_seconds: spent in this arm by processes that were interrupted.
         traffic: bytes, for the federated arm.
         lost: sites that did not stay, with the reason.
     """
@@ -55,7 +56,7 @@ class Outcome:
     rounds: int
     best_round: int | None
     stopped_early: bool
-    seconds: float
+    earlier_seconds: float
     traffic: Traffic | None = None
     lost: dict[str, str] | None = None
 
@@ -72,6 +73,7 @@ class Workshop:
         progress: whoever watches.
         device: where models compute.
         first: model with the plan's first weights; every arm starts from a copy.
+        halt: set to end every training at its next step.
     """
 
     plan: Plan
@@ -81,6 +83,7 @@ class Workshop:
     progress: Progress
     device: torch.device
     first: nn.Module
+    halt: threading.Event = field(default_factory=threading.Event)
 
     def model(self) -> nn.Module:
         """A new model with the plan's first weights."""
@@ -95,8 +98,8 @@ class Workshop:
             scale=input_scale(self.plan.data.preprocess),
             num_classes=self.prepared.num_classes,
             seeds=Seeds(self.plan.seed).child("party", number),
-            performance=self.plan.performance,
             device=self.device,
+            halt=self.halt,
         )
 
     def scorer(self, model: nn.Module, party: Party) -> Callable[[], Scores] | None:
@@ -125,25 +128,24 @@ class Journal:
     Args:
         shop: the run.
         arm: its name.
-        sites: parties that answer in a round.
     """
 
-    def __init__(self, shop: Workshop, arm: str, sites: int) -> None:
-        self._shop, self._arm, self._sites = shop, arm, sites
+    def __init__(self, shop: Workshop, arm: str) -> None:
+        self._shop, self._arm = shop, arm
         self._path = shop.folder.checkpoint(arm)
         self._begun = time.perf_counter()
         self._score: float | None = None
         self.snapshot = load_snapshot(self._path)
         facts = self.snapshot.facts if self.snapshot else {}
         self._rows: list[Row] = list(facts.get("rows", []))
-        self._earlier = float(facts.get("seconds", 0.0))
+        self.earlier = float(facts.get("seconds", 0.0))
         self._first_round = self.snapshot.round if self.snapshot else 0
         shop.log.append(self._rows)
 
     @property
     def seconds(self) -> float:
         """Spent in this arm so far, restarts included."""
-        return self._earlier + time.perf_counter() - self._begun
+        return self.earlier + time.perf_counter() - self._begun
 
     def commit(self, row: Row, snapshot: Snapshot, extra: dict[str, Any] | None = None) -> None:
         """Write the checkpoint, then the metrics line, then tell the watcher."""
@@ -154,9 +156,9 @@ class Journal:
         self._shop.log.append([line])
         if row["validation"]:
             self._score = row["validation"].get(self._shop.plan.metric())
-        self.tick(row["round"], self._sites)
+        self.tick(row["round"], row["sites"], row["sites"])
 
-    def tick(self, round_number: int, back: int) -> None:
+    def tick(self, round_number: int, back: int, expected: int) -> None:
         """Tell the watcher."""
         plan = self._shop.plan
         self._shop.progress.tick(
@@ -165,10 +167,10 @@ class Journal:
                 round=round_number,
                 rounds=plan.federation.rounds,
                 sites_back=back,
-                sites=self._sites,
+                sites=expected,
                 metric=plan.metric(),
                 score=self._score,
-                seconds_left=self._seconds_left(round_number - (back < self._sites)),
+                seconds_left=self._seconds_left(round_number - (back < expected)),
             )
         )
 
@@ -207,7 +209,7 @@ def build_model(plan: Plan, input_shape: tuple[int, ...], num_classes: int) -> n
 def train_federated(shop: Workshop) -> Outcome:
     """Train over the sites through messages; goes on from a checkpoint when there is one."""
     plan, parties = shop.plan, shop.prepared.sites
-    journal = Journal(shop, "federated", len(parties))
+    journal = Journal(shop, "federated")
     pipeline = build_pipeline(plan.privacy.stages)
     sites = {
         party.name: Site(
@@ -235,7 +237,7 @@ def train_federated(shop: Workshop) -> Outcome:
         pipeline=pipeline,
         weights=to_vector(trainable(first)),
         buffers=to_vector(floating_buffers(first)),
-        watch=Watch(site_back=lambda number, back, _: journal.tick(number, back), round_done=commit),
+        watch=Watch(site_back=journal.tick, round_done=commit),
     )
     if journal.snapshot is not None:
         coordinator.restore(journal.snapshot)
@@ -248,7 +250,7 @@ def train_federated(shop: Workshop) -> Outcome:
         rounds=coordinator.round,
         best_round=coordinator.selection.best_round,
         stopped_early=coordinator.round < plan.federation.rounds,
-        seconds=journal.seconds,
+        earlier_seconds=journal.earlier,
         traffic=transport.traffic(),
         lost=dict(coordinator.lost),
     )
@@ -266,7 +268,7 @@ def train_alone(shop: Workshop, party: Party, arm: str, *, number: int, steps_fa
     """
     one_thread()
     plan = shop.plan
-    journal = Journal(shop, arm, 1)
+    journal = Journal(shop, arm)
     trainer = shop.trainer(party, number)
     score = shop.scorer(trainer.model, party)
     optimiser = build_optimiser(trainer.parameters, plan.training.optimiser)
@@ -285,7 +287,7 @@ def train_alone(shop: Workshop, party: Party, arm: str, *, number: int, steps_fa
         row = {"round": done, "train_loss": loss, "validation": scores, "sites": 1}
         journal.commit(row, _snapshot_alone(done, trainer, optimiser, selection))
     weights, buffers = selection.chosen(*_vectors(trainer.model))
-    return Outcome(weights, buffers, done, selection.best_round, done < rounds, journal.seconds)
+    return Outcome(weights, buffers, done, selection.best_round, done < rounds, journal.earlier)
 
 
 def load_outcome(model: nn.Module, outcome: Outcome) -> nn.Module:
@@ -318,7 +320,7 @@ def _server(plan: Plan, model: nn.Module) -> ServerStep:
         return ServerOptimiser(plan.training.optimiser, plan.training.schedule, shapes, direction=1)
     if algorithm.server is None:
         return Averaging()
-    return ServerOptimiser(algorithm.server, plan.training.schedule, shapes, direction=-1)
+    return ServerOptimiser(algorithm.server, Schedule(), shapes, direction=-1)
 
 
 def _earlier_traffic(snapshot: Snapshot | None) -> Traffic | None:

@@ -16,6 +16,7 @@ from medveil.study.record import protection_part
 from medveil.training.device import choose_device
 
 _FLOAT_BYTES = 4
+_STAGED_BYTES = 8  # float64, as stages leave it
 
 
 def dry_run(plan: Plan) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def dry_run(plan: Plan) -> dict[str, Any]:
     device: torch.device = choose_device(plan.performance.device)
     model = _describe_model(plan)
     sites = None if isinstance(plan.data.partition, NaturalPartition) else plan.data.partition.count
-    protection = protection_part(pipeline)
+    protection = protection_part(plan, pipeline)
     content = {
         "name": plan.name,
         "task": plan.task,
@@ -58,7 +59,9 @@ def _describe_model(plan: Plan) -> dict[str, Any] | None:
         "parameters": parameters,
         "architecture_hash": architecture_hash(model, shape),
         "input_shape": list(shape),
-        "bytes_per_site": plan.federation.rounds * parameters * _FLOAT_BYTES,
+        "bytes_per_site": plan.federation.rounds
+        * parameters
+        * (_STAGED_BYTES if plan.privacy.stages else _FLOAT_BYTES),
     }
 
 

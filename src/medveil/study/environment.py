@@ -13,7 +13,7 @@ import torch
 import medveil
 
 _LIBRARIES = ("torch", "monai", "numpy", "scipy", "scikit-learn", "pydicom", "nibabel", "pillow", "safetensors")
-_KIB_PER_MIB = 1024
+_KIB = 1024
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far, in MiB (Linux)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB_PER_MIB
+    """Largest resident memory of this process so far, in MB of 10**6 bytes (Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB / 1e6
 
 
 def _revision() -> str | None:

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medveil.data.sources import DataConfig, load, read_data_file
 from medveil.data.subject import Dataset
 from medveil.errors import ConfigError, PartitionError
@@ -19,7 +17,7 @@ from medveil.study.folder import RunFolder, read_json
 from medveil.study.manifest import verify_manifest
 from medveil.study.plan import Plan, parse_plan
 from medveil.study.scoring import Scorer
-from medveil.training.device import choose_device
+from medveil.training.device import be_deterministic, choose_device
 
 
 def evaluate(run: Path, data: Path, *, new_sites: bool = False) -> dict[str, Any]:
@@ -51,8 +49,8 @@ def evaluate(run: Path, data: Path, *, new_sites: bool = False) -> dict[str, Any
     class_names = tuple(content["data"]["class_names"])
     test = test_set(dataset, plan, class_names, tuple(content["model"]["input_shape"]))
     named = check_sites(config, dataset, [site["site"] for site in content["data"]["sites"]], new_sites=new_sites)
-    torch.use_deterministic_algorithms(mode=True)
     device = choose_device(plan.performance.device)
+    be_deterministic(device)
     shape = tuple(content["model"]["input_shape"])
     model = build(plan.model, input_shape=shape, num_classes=len(class_names), seed=Seeds(plan.seed).child("model"))
     load_weights(model, folder.weights)
@@ -87,8 +85,8 @@ def stored_plan(folder: RunFolder) -> Plan:
     return parse_plan(
         stored["plan"],
         where=folder.plan.name,
-        root=Path(stored["root"]),
-        data_root=Path(stored["data_root"]),
+        root=folder.path,
+        data_root=folder.path,
     )
 
 

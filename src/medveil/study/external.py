@@ -1,5 +1,6 @@
 """Score a model on data that it never saw."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,6 @@ from medveil.evaluation.curves import Threshold
 from medveil.study import record
 from medveil.study.plan import External, Plan
 from medveil.study.prepare import Prepared, TestSet
-from medveil.study.progress import Progress
 from medveil.study.scoring import Scorer
 from medveil.training.arrays import to_arrays
 
@@ -48,41 +48,48 @@ def test_set(dataset: Dataset, plan: Plan, class_names: tuple[str, ...], input_s
     return TestSet(data, dataset.subjects, tuple(subject.attributes.get("site", "") for subject in dataset.subjects))
 
 
-def score_external(
-    plan: Plan,
-    prepared: Prepared,
-    scorer: Scorer,
-    model: nn.Module,
-    threshold: Threshold,
-    own: dict[str, Any],
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    """The record's ``external`` part: every data set of ``evaluation.external``, and how far the scores fall."""
-    results = []
+@dataclass(frozen=True, eq=False)
+class ForeignTest:
+    """An external test set, ready to be scored."""
+
+    plan: External
+    test: TestSet
+
+
+def load_external(plan: Plan, prepared: Prepared) -> tuple[ForeignTest, ...]:
+    """Read every data set of ``evaluation.external``; done before training, so that a mistake costs nothing.
+
+    Raises:
+        DataError: one cannot be read.
+        ConfigError: one does not fit the model.
+    """
+    found = []
     for external in plan.evaluation.external:
-        progress.note(f"Scoring {external.name}")
-        results.append(_score_one(plan, prepared, scorer, model, threshold, own, external))
-    return results
+        dataset = load(external.source, plan.data.preprocess, root=plan.data_root)
+        test = test_set(dataset, plan, prepared.dataset.class_names, prepared.input_shape)
+        found.append(ForeignTest(external, test))
+    return tuple(found)
 
 
-def _score_one(
-    plan: Plan,
-    prepared: Prepared,
-    scorer: Scorer,
-    model: nn.Module,
-    threshold: Threshold,
-    own: dict[str, Any],
-    external: External,
+def score_external(
+    foreign: ForeignTest, scorer: Scorer, model: nn.Module, threshold: Threshold, own: dict[str, Any]
 ) -> dict[str, Any]:
-    dataset = load(external.source, plan.data.preprocess, root=plan.data_root)
-    test = test_set(dataset, plan, prepared.dataset.class_names, prepared.input_shape)
-    predictions = scorer.predict(model, test.data)
-    result = scorer.score(predictions, test, threshold).to_json()
+    """One entry of the record's ``external`` part.
+
+    Args:
+        foreign: the test set.
+        scorer: of the run.
+        model: of the run.
+        threshold: as the run fixed it.
+        own: metrics on the run's own test set; ``fall`` is own minus foreign.
+    """
+    predictions = scorer.predict(model, foreign.test.data)
+    result = scorer.score(predictions, foreign.test, threshold).to_json()
     return {
-        "name": external.name,
-        "relation": external.relation,
-        "test": record.metrics_part(result, {}, scorer.by_subgroup(predictions, test, threshold)),
-        "num_subjects": len(test.subjects),
+        "name": foreign.plan.name,
+        "relation": foreign.plan.relation,
+        "test": record.metrics_part(result, {}, {}),
+        "num_subjects": len(foreign.test.subjects),
         "fall": {
             name: own[name]["value"] - estimate["value"]
             for name, estimate in result["metrics"].items()

@@ -1,8 +1,10 @@
 """The run folder: where each file lies, and writes that a crash cannot tear."""
 
 import fcntl
+import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,20 +30,21 @@ class RunFolder:
         self.weights = path / "weights.safetensors"
         self.references = path / "references"
         self.examples = path / "examples.npz"
-        self.predictions = path / "predictions.npz"
         self.card = path / "model_card.md"
         self.manifest = path / "manifest.json"
         self.report = path / "report.html"
         self.state = path / "state"
         self.seen = self.state / "seen.txt"
+        self.inputs = self.state / "inputs.json"
 
     @contextmanager
     def claim(self) -> Iterator[None]:
         """Hold the folder for this process.
 
         Raises:
-            RunError: another process holds it, or it cannot be made.
+            RunError: it holds something that is not a run, another process holds it, or it cannot be made.
         """
+        self._refuse_foreign()
         try:
             self.state.mkdir(parents=True, exist_ok=True)
             lock = (self.state / "lock").open("w")
@@ -70,23 +73,81 @@ class RunFolder:
             content: with the key ``plan_hash``.
 
         Raises:
-            ResumeError: the folder holds a run of another plan.
+            ResumeError: the folder holds a run of another plan, or checkpoints without a plan.
         """
         if not self.plan.exists():
+            if any(self.state.glob("*.safetensors")):
+                raise ResumeError(
+                    "The run folder holds checkpoints but not the plan that they belong to",
+                    expected=f"the file {self.plan.name}",
+                    remedy="choose another --out",
+                )
             write_json(self.plan, content)
             return
         stored = read_json(self.plan).get("plan_hash", "")
         if stored != content["plan_hash"]:
             raise ResumeError(
-                "The run folder belongs to another plan",
-                got=f"plan {stored[:12]}",
-                expected=f"plan {content['plan_hash'][:12]}",
+                "The run folder was begun with another plan",
+                got=f"plan {content['plan_hash'][:12]}",
+                expected=f"plan {stored[:12]}, as the folder has it",
                 remedy="choose another --out, or go back to the plan that the folder was begun with",
+            )
+
+    def bind_inputs(self, inputs: dict[str, Any]) -> None:
+        """Write the digests of what is trained on, or check that they are what the run began with.
+
+        Raises:
+            ResumeError: the data, the network or the first weights changed since.
+        """
+        if not self.inputs.exists():
+            write_json(self.inputs, inputs)
+            return
+        stored = read_json(self.inputs)
+        changed = sorted(name for name in inputs if stored.get(name) != inputs[name])
+        if changed:
+            raise ResumeError(
+                "What the run trains on changed since it began",
+                got=f"other {', '.join(changed)}",
+                expected="the same data, network and first weights",
+                remedy="choose another --out, or bring back what was there",
             )
 
     def checkpoint(self, arm: str) -> Path:
         """Checkpoint file of an arm."""
-        return self.state / (arm.replace("/", "--") + ".safetensors")
+        return self.state / f"{file_name(arm)}.safetensors"
+
+    def reference(self, arm: str) -> Path:
+        """Weights file of a reference."""
+        return self.references / f"{file_name(arm)}.safetensors"
+
+    def artifacts(self) -> list[Path]:
+        """Files that the manifest covers, those that are there."""
+        named = [self.plan, self.environment, self.metrics, self.weights, self.examples, self.card, self.record]
+        return [path for path in (*named, *sorted(self.references.glob("*.safetensors"))) if path.is_file()]
+
+    def _refuse_foreign(self) -> None:
+        """A folder with other things in it is not a run's: they would be mixed up with it."""
+        if not self.path.is_dir() or self.plan.exists():
+            return
+        others = [path for path in self.path.iterdir() if path.name != self.state.name and path.suffix != ".tmp"]
+        if others:
+            raise RunError(
+                "The folder for the run is not empty and holds no run",
+                got=f"{len(others)} other files or folders",
+                expected="a new or empty folder, or one with a run that was interrupted",
+                remedy="choose another --out",
+            )
+
+
+def file_name(arm: str) -> str:
+    """A file name for an arm: its own name where that is harmless, else with a hash, never the same for two.
+
+    >>> file_name("local_only/site-1")
+    'local_only-site-1'
+    """
+    readable = re.sub(r"[^A-Za-z0-9_.]+", "-", arm)[:60]
+    plain = arm.replace("/", "-", 1) == readable and "--" not in arm
+    return readable if plain else f"{readable}-{hashlib.sha256(arm.encode()).hexdigest()[:12]}"
 
 
 class MetricsLog:

@@ -18,9 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from medveil.errors import ManifestError
-from medveil.study.folder import read_json, write_json
-
-_OUTSIDE = ("manifest.json", "report.html")  # the report can be made again at any time
+from medveil.study.folder import RunFolder, read_json, write_json
 
 
 def key_path() -> Path:
@@ -60,7 +58,7 @@ def signing_key() -> Ed25519PrivateKey:
 
 
 def write_manifest(run: Path, plan_hash: str) -> None:
-    """Hash every file of the run (but the state and the report) and sign the list."""
+    """Hash the run's files (not its state, nor the report, which can be made again) and sign the list."""
     key = signing_key()
     content = {"plan_hash": plan_hash, "files": _hashes(run)}
     public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
@@ -107,12 +105,9 @@ def verify_manifest(run: Path) -> str:
 
 
 def _hashes(run: Path) -> dict[str, str]:
-    files = (path for path in sorted(run.rglob("*")) if path.is_file())
-    names = {path.relative_to(run).as_posix(): path for path in files}
     return {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in names.items()
-        if name not in _OUTSIDE and not name.startswith("state/")
+        path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in RunFolder(run).artifacts()
     }
 
 

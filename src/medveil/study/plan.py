@@ -5,7 +5,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -68,7 +68,7 @@ class Evaluation(Config):
         external: other data sets.
     """
 
-    threshold: Literal["validation"] | float = "validation"
+    threshold: Literal["validation"] | Annotated[float, Field(ge=0, le=1)] = "validation"
     bootstrap: BootstrapConfig = BootstrapConfig()
     surface_tolerance_mm: float = Field(1.0, gt=0)
     subgroups: tuple[str, ...] = ()
@@ -129,6 +129,11 @@ class Plan(Config):
         chosen = {self.federation.select_metric, stopping.metric if stopping else "loss"}
         if not chosen <= metrics:
             raise ValueError(f"federation: {self.task} is validated by {', '.join(sorted(metrics - {'auto'}))}")
+        if self.task == "segmentation" and self.evaluation.threshold != "validation":
+            raise ValueError("evaluation.threshold belongs to classification: masks take the most probable class")
+        slices = self.data.preprocess.slices
+        if slices is not None and slices.keep == "foreground":
+            raise ValueError('data.preprocess.slices.keep = "foreground" would choose test slices by their true masks')
         return self
 
     def metric(self) -> Literal["auc", "dice", "loss"]:
@@ -169,6 +174,8 @@ def parse_plan(values: Mapping[str, Any], *, where: str, root: Path, data_root: 
     Raises:
         ConfigError: unknown keys or values out of range.
     """
+    if {"root", "data_root"} & values.keys():
+        raise ConfigError(f"{where}: unknown key root", remedy="remove it: paths start from the plan's own folder")
     return parse_config(Plan, values, where=where).model_copy(update={"root": root, "data_root": data_root})
 
 

@@ -1,5 +1,6 @@
 """From a plan's ``[data]`` table to tensors: sites, pool, test set."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,15 +8,17 @@ import numpy as np
 import torch
 
 from medveil.data.duplicates import DuplicateReport
-from medveil.data.partition import Site, partition_splits
+from medveil.data.partition import Site, SiteSplits, partition_splits
 from medveil.data.sources import load
 from medveil.data.splits import split
 from medveil.data.subject import Dataset, Subject
-from medveil.errors import ConfigError
+from medveil.errors import ConfigError, PartitionError
 from medveil.imaging.preprocess import Preprocess
 from medveil.rng import Seeds
 from medveil.study.plan import Plan
 from medveil.training.arrays import ArrayData, InputScale, to_arrays
+
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,7 @@ class Prepared:
         split_subjects: number of subjects per split.
         site_labels: per site, training images per class.
         seen: digests of all training and validation images.
+        fingerprint: SHA-256 over every image, its target, split and site: two runs trained on the same when equal.
     """
 
     dataset: Dataset
@@ -69,6 +73,7 @@ class Prepared:
     split_subjects: dict[str, int]
     site_labels: dict[str, dict[str, int]]
     seen: frozenset[str]
+    fingerprint: str
 
     @property
     def num_classes(self) -> int:
@@ -107,6 +112,7 @@ def prepare(plan: Plan) -> Prepared:
     check_task(plan, dataset)
     splits = split(dataset, plan.data.splits, seeds.child("split"))
     dealt = partition_splits(splits, plan.data.partition, seeds.child("partition"))
+    check_site_names([site.name for site in dealt.train])
     num_classes = len(dataset.class_names)
 
     def arrays(subjects: Sequence[Subject]) -> ArrayData:
@@ -127,6 +133,7 @@ def prepare(plan: Plan) -> Prepared:
         seen=frozenset(
             example.digest for subject in (*splits.train, *splits.validation) for example in subject.examples
         ),
+        fingerprint=_fingerprint(dealt),
     )
 
 
@@ -143,6 +150,34 @@ def check_task(plan: Plan, dataset: Dataset) -> None:
             expected=f'"{dataset.task}", as the data set {dataset.name} has it',
             remedy="correct task, or choose other data",
         )
+
+
+def check_site_names(names: Sequence[str]) -> None:
+    """Refuse site names that no message or file can carry.
+
+    Raises:
+        PartitionError: empty, longer than 100 characters, or with characters that do not print.
+    """
+    for number, name in enumerate(names):
+        if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+            raise PartitionError(
+                "A site has a name that cannot be used",
+                got=f"site {number + 1}: {len(name)} characters",
+                expected=f"1 to {_LONGEST_NAME} printable characters",
+                remedy="correct the column that names the sites",
+            )
+
+
+def _fingerprint(dealt: SiteSplits) -> str:
+    total = hashlib.sha256()
+    for split_name, sites in (("train", dealt.train), ("validation", dealt.validation), ("test", dealt.test)):
+        for site in sites:
+            total.update(f"{split_name}:{len(site.name)}:{site.name}:".encode())
+            for example in (example for subject in site.subjects for example in subject.examples):
+                target = example.target
+                total.update(example.digest.encode())
+                total.update(str(target).encode() if isinstance(target, int) else target.tobytes())
+    return total.hexdigest()
 
 
 def concatenate(parts: Sequence[ArrayData]) -> ArrayData:

@@ -91,11 +91,16 @@ def training_part(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def protection_part(pipeline: Pipeline) -> dict[str, list[str]]:
+def protection_part(plan: Plan, pipeline: Pipeline) -> dict[str, list[str]]:
     """What protection was and was not active, in sentences."""
+    pooled = plan.task == "classification" and plan.evaluation.threshold == "validation"
     return {
         "active": [
-            "Images stayed at their sites; model updates and counts of examples left them.",
+            (
+                "Images stayed at their sites. What left a site: model updates, its number of examples, its training "
+                "loss and its validation scores"
+                + ("; and, to choose the decision threshold, its validation predictions." if pooled else ".")
+            ),
             *pipeline.describe(),
         ],
         "inactive": [

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from medveil.errors import ConfigError
 from medveil.evaluation.classification import ClassificationResult, evaluate_classification
 from medveil.evaluation.curves import FIXED_HALF, Threshold, choose_threshold
 from medveil.evaluation.groups import per_group
@@ -116,6 +117,23 @@ class Scorer:
             seeds=seeds,
             surface_tolerance=self.plan.evaluation.surface_tolerance_mm,
             bootstrap=bootstrap,
+        )
+
+
+def check_subgroups(plan: Plan, test: TestSet) -> None:
+    """Refuse subgroup columns that the data do not have.
+
+    Raises:
+        ConfigError: a column that no test subject has.
+    """
+    columns = {column for subject in test.subjects for column in subject.attributes}
+    missing = [column for column in plan.evaluation.subgroups if column not in columns]
+    if missing:
+        raise ConfigError(
+            "evaluation.subgroups names a column that the data do not have",
+            got=", ".join(missing),
+            expected=f"some of: {', '.join(sorted(columns)) or 'none'}",
+            remedy="correct the name, or keep the column by the data file's attributes",
         )
 
 

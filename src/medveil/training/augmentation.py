@@ -6,6 +6,7 @@ more than the training step (docs/decisions/0004-batched-augmentation.md has the
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -23,15 +24,17 @@ class Augmentation(Config):
         flip: spatial axes (0 = first) that are mirrored with probability one half.
         rotate_degrees: largest rotation (in 3D about each axis).
         scale: largest relative change of size.
+        stretch: largest relative change of each axis on its own, for images whose aspect ratio means nothing.
         shift: largest translation, as a fraction of the axis.
         gain: largest relative change of contrast about mid-grey.
         offset: largest change of brightness, in units of the scaled input.
         noise: standard deviation of added Gaussian noise, in units of the scaled input.
     """
 
-    flip: tuple[int, ...] = ()
+    flip: tuple[Annotated[int, Field(ge=0, le=2)], ...] = ()
     rotate_degrees: float = Field(0.0, ge=0, le=180)
     scale: float = Field(0.0, ge=0, lt=1)
+    stretch: float = Field(0.0, ge=0, lt=1)
     shift: float = Field(0.0, ge=0, lt=1)
     gain: float = Field(0.0, ge=0, lt=1)
     offset: float = Field(0.0, ge=0)
@@ -40,7 +43,7 @@ class Augmentation(Config):
     @property
     def moves(self) -> bool:
         """Whether pixels change place."""
-        return bool(self.flip) or max(self.rotate_degrees, self.scale, self.shift) > 0
+        return bool(self.flip) or max(self.rotate_degrees, self.scale, self.stretch, self.shift) > 0
 
 
 def augment(
@@ -84,6 +87,7 @@ def _warp(shape: Sequence[int], config: Augmentation, generator: torch.Generator
     lengths = torch.tensor([float(size) for size in reversed(spatial)])
     matrix = matrix * (lengths[None, None, :] / lengths[None, :, None])
     matrix = matrix * (1 + _uniform(count, 1, config.scale, generator))[:, :, None]
+    matrix = matrix * (1 + _uniform(count, axes, config.stretch, generator))[:, None, :]
     mirrored = torch.rand(count, axes, generator=generator) < 1 / 2
     allowed = torch.tensor([axis in config.flip for axis in reversed(range(axes))])
     signs = torch.where(mirrored & allowed, -1.0, 1.0)

@@ -1,5 +1,6 @@
 """Where and with how many threads torch computes."""
 
+import os
 from typing import Literal
 
 import torch
@@ -22,6 +23,17 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
             remedy='set performance.device = "auto"',
         )
     return torch.device("cuda" if wanted != "cpu" and available else "cpu")
+
+
+def be_deterministic(device: torch.device) -> None:
+    """Ask torch for operations that give the same result every time.
+
+    On a CPU one that cannot raises an error. On a GPU some layers have no such operation; torch then warns and the
+    run may differ in the last digits.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(mode=True, warn_only=device.type == "cuda")
 
 
 def one_thread() -> None:

@@ -1,5 +1,6 @@
 """The training step of one party, for every mode: central, local-only and federated."""
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from medveil.errors import DivergedError
+from medveil.errors import ConfigError, DivergedError
 from medveil.rng import Seeds
 from medveil.training.arrays import ArrayData, InputScale
 from medveil.training.augmentation import augment
 from medveil.training.batches import batch_indices, steps_per_epoch
 from medveil.training.objectives import balanced_weights, per_example_loss
 from medveil.training.optimisers import set_lr
-from medveil.training.settings import Performance, Training
+from medveil.training.settings import Training
 from medveil.training.vectors import trainable
 
 # Dropout draws from torch's global generator, which threads share.
@@ -48,8 +49,8 @@ class Trainer:
         scale: of the input.
         num_classes: of the task.
         seeds: of this party.
-        performance: device and precision.
         device: where the model is.
+        halt: once set, training ends at the next step with a KeyboardInterrupt.
     """
 
     def __init__(
@@ -61,8 +62,8 @@ class Trainer:
         scale: InputScale,
         num_classes: int,
         seeds: Seeds,
-        performance: Performance,
         device: torch.device,
+        halt: threading.Event | None = None,
     ) -> None:
         self.model = model
         self.parameters = trainable(model)
@@ -71,9 +72,10 @@ class Trainer:
         self._scale = scale
         self._seeds = seeds
         self._device = device
-        self._amp = performance.amp == "bf16"
+        self._amp = settings.amp == "bf16"
         self._random = any(isinstance(layer, _RANDOM_LAYERS) for layer in model.modules())
         self._weights = self._class_weights(num_classes)
+        self._halt = halt
 
     @property
     def num_examples(self) -> int:
@@ -91,19 +93,16 @@ class Trainer:
         Raises:
             DivergedError: the loss is not finite.
         """
+        if self._halt is not None and self._halt.is_set():
+            raise KeyboardInterrupt
         self.model.train()
         for parameter in self.parameters:
             parameter.grad = None
         with self._reproducible(step):
             loss = self._batch_loss(step)
             value = float(loss.detach())
-            if not torch.isfinite(loss.detach()):
-                raise DivergedError(
-                    "The training loss is not finite",
-                    got=value,
-                    expected="a finite loss",
-                    remedy="lower training.optimiser.lr, set training.max_grad_norm, or check the images' range",
-                )
+            if not math.isfinite(value):
+                raise diverged("loss")
             loss.backward()  # type: ignore[no-untyped-call]
         if proximal is not None:
             with torch.no_grad():
@@ -123,12 +122,18 @@ class Trainer:
         total_steps: int,
         proximal: Proximal | None = None,
     ) -> float:
-        """Take steps ``first_step`` .. ``first_step + count - 1`` of ``total_steps``; return their mean loss."""
+        """Take steps ``first_step`` .. ``first_step + count - 1`` of ``total_steps``; return their mean loss.
+
+        Raises:
+            DivergedError: the loss or, afterwards, a weight is not finite.
+        """
         losses = 0.0
         for step in range(first_step, first_step + count):
             losses += self.accumulate_gradient(step, proximal)
             set_lr(optimiser, self.learning_rate(step / total_steps))
             optimiser.step()
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters):
+            raise diverged("weights")
         return losses / max(count, 1)
 
     def learning_rate(self, progress: float) -> float:
@@ -169,4 +174,20 @@ class Trainer:
             return None
         if chosen == "balanced":
             return balanced_weights(self._data.targets, num_classes).to(self._device)
+        if len(chosen) != num_classes:
+            raise ConfigError(
+                "training.class_weights does not have one weight per class",
+                got=f"{len(chosen)} weights",
+                expected=f"{num_classes}",
+                remedy="give one positive weight for every class, background included, in the order of the classes",
+            )
         return torch.tensor(chosen, dtype=torch.float32, device=self._device)
+
+
+def diverged(what: str) -> DivergedError:
+    """The error of a training whose ``what`` is no longer finite."""
+    return DivergedError(
+        f"The training diverged: its {what} is no longer finite",
+        expected="finite numbers",
+        remedy="lower training.optimiser.lr, set training.max_grad_norm, or check the images' range",
+    )

@@ -22,6 +22,7 @@ class Training(Config):
         class_weights: "none", "balanced" (each party counts its own labels) or one positive weight per class.
         augmentation: of training images.
         max_grad_norm: the batch gradient is scaled down to this L2 norm for stability; not a privacy guarantee.
+        amp: "off", or "bf16" for mixed precision in bfloat16.
     """
 
     batch_size: int = Field(64, ge=1)
@@ -31,6 +32,7 @@ class Training(Config):
     class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
     augmentation: Augmentation = Augmentation()
     max_grad_norm: float | None = Field(None, gt=0)
+    amp: Literal["off", "bf16"] = "off"
 
     @field_validator("class_weights")
     @classmethod
@@ -47,13 +49,11 @@ class Performance(Config):
         device: "cpu", "cuda" or "auto" (a GPU when there is one).
         workers: parties that compute at the same time, each on one thread; 0 takes one per core. On a CPU the
             result does not depend on it.
-        amp: "off", or "bf16" for mixed precision in bfloat16.
         eval_batch_size: images a forward pass when no gradient is needed.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(0, ge=0)
-    amp: Literal["off", "bf16"] = "off"
     eval_batch_size: int = Field(256, ge=1)
 
     def worker_count(self) -> int:

@@ -1,5 +1,7 @@
 """Quick scores on one party's validation data, for early stopping and progress (not for the report)."""
 
+import math
+
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
@@ -7,6 +9,7 @@ from torch import nn
 
 from medveil.data.subject import Task
 from medveil.training.arrays import ArrayData, InputScale
+from medveil.training.loop import diverged
 from medveil.training.objectives import Loss, per_example_loss
 
 _BINARY = 2
@@ -29,6 +32,9 @@ def validation_scores(
     Returns:
         ``{"loss": ..., "auc": ...}`` or ``{"loss": ..., "dice": ...}``; a score that the data cannot define
         (one class only, no foreground) is None.
+
+    Raises:
+        DivergedError: the loss is not finite.
     """
     model.eval()
     losses, collected = [], []
@@ -38,6 +44,8 @@ def validation_scores(
         losses.append(per_example_loss(logits, targets, loss).double().cpu())
         collected.append(logits.softmax(1).double().cpu() if task == "classification" else _overlap(logits, targets))
     mean = float(torch.cat(losses).mean())
+    if not math.isfinite(mean):
+        raise diverged("validation loss")
     if task == "classification":
         return {"loss": mean, "auc": _auc(data.targets.numpy(), torch.cat(collected).numpy())}
     return {"loss": mean, "dice": _dice(torch.stack(collected).sum(0))}

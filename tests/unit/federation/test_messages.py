@@ -21,7 +21,7 @@ EXAMPLES = [
     ),
     (Result(round=2, form="weights", weight=3.0, train_loss=0.5), {"values": np.ones(2, np.float32)}),
     (Result(round=2, form="sum", weight=3.0, train_loss=0.5), {"values": np.array([2**32 - 1], np.uint32)}),
-    (Scores(round=0, num_examples=2, scores={"auc": None, "loss": 0.1}), {}),
+    (Scores(round=0, num_examples=2, auc=None, loss=0.1), {}),
     (Stop(reason="done"), {}),
 ]
 
@@ -66,6 +66,9 @@ GOOD_JOIN = json.dumps({"site": "a", "plan_hash": "h", "num_examples": 1}).encod
         (_frame(header=GOOD_JOIN.replace(b"1}", b'"1"}')), "header is not valid"),
         (_frame(header=GOOD_JOIN.replace(b"1}", b"0}")), "header is not valid"),
         (_frame(kind=3, header=b'{"round":1,"form":"mean","weight":NaN,"train_loss":0.1}'), "header is not valid"),
+        (_frame(kind=4, header=b'{"round":1,"num_examples":1,"auc":1.5}'), "header is not valid"),
+        (_frame(kind=4, header=b'{"round":1,"num_examples":1,"patient":0.5}'), "header is not valid"),
+        (_frame(kind=4, header=b'{"round":1,"num_examples":' + b"9" * 400 + b"}"), "header is not valid"),
         (_frame(header=GOOD_JOIN, body=b"\x80\x04pickle"), "tensors cannot be read"),
         (_frame(header=GOOD_JOIN, body=save({"x": np.zeros((2, 2), np.float32)})), "not allowed"),
         (_frame(header=GOOD_JOIN, body=save({"x": np.zeros(2, np.int8)})), "not allowed"),
@@ -75,6 +78,11 @@ GOOD_JOIN = json.dumps({"site": "a", "plan_hash": "h", "num_examples": 1}).encod
 def test_bad_bytes_are_refused(data, said):
     with pytest.raises(MessageError, match=said):
         decode(data)
+
+
+def test_numbers_that_are_not_finite_never_leave_their_maker():
+    with pytest.raises(MessageError, match="NaN or infinite"):
+        encode(EXAMPLES[2][0], {"values": np.array([np.inf], np.float32)})
 
 
 def test_a_body_above_the_receivers_limit_is_refused():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medveil.errors import DivergedError, MessageError, ProtocolError, TooFewSitesError
+from medveil.errors import ConfigError, DivergedError, MessageError, ProtocolError, TooFewSitesError
 from medveil.federation.coordinator import Coordinator, Watch
 from medveil.federation.inprocess import InProcess
 from medveil.federation.messages import Join, Result, Scores, Stop, Task, decode, encode
@@ -110,7 +110,7 @@ def test_rows_say_what_a_round_gave():
     assert [row["round"] for row in rows] == [1, 2, 3]
     assert [row["validation"] is None for row in rows] == [True, False, False]
     assert rows[1]["validation"]["loss"] > rows[2]["validation"]["loss"]
-    assert rows[1]["validation"]["auc"] is None
+    assert "auc" not in rows[1]["validation"]  # no site could compute it
     assert rows[0]["train_loss"] == 1.0
 
 
@@ -153,8 +153,37 @@ def test_a_site_that_skips_the_stages_is_refused():
     coordinator, _ = _federation({"a": FakeWork(1.0)}, pipeline=Pipeline([NormBoundStage(NormBound(l2_norm=1.0))]))
     coordinator.receive("a", encode(Join(site="a", plan_hash="p", num_examples=1)))
     clear = Result(round=1, form="weights", weight=1.0, train_loss=0.0)
-    with pytest.raises(ProtocolError, match="did not run the plan's privacy stages"):
+    with pytest.raises(ProtocolError, match="privacy stages ask"):
         coordinator.receive("a", encode(clear, {"values": np.zeros(3, np.float32), "buffers": EMPTY}))
+
+
+def test_a_site_that_sends_garbage_is_lost_and_the_others_go_on():
+    coordinator, sites = _federation({"a": FakeWork(1.0), "b": FakeWork(2.0)}, min_sites=1)
+    honest = sites["b"].receive
+    sites["b"].receive = lambda data: [b"garbage"] if decode(data)[0].__class__ is Task else honest(data)
+    InProcess(sites, workers=2).run(coordinator)
+    assert coordinator.done
+    assert set(coordinator.lost) == {"b"}
+
+
+def test_losing_a_site_after_the_end_changes_nothing():
+    coordinator, sites = _federation({"a": FakeWork(1.0)})
+    InProcess(sites, workers=1).run(coordinator)
+    assert coordinator.lose("a", "connection closed") == []
+
+
+def test_a_plan_cannot_ask_for_more_sites_than_there_are():
+    with pytest.raises(ConfigError, match="more sites than there are"):
+        _federation({"a": FakeWork(1.0)}, min_sites=2)
+
+
+def test_undefined_scores_do_not_stop_a_training():
+    class Blind(FakeWork):
+        def validate(self, weights, buffers):
+            return {}
+
+    coordinator, _ = _run({"a": Blind(1.0)}, rounds=5, early_stopping=EarlyStopping(metric="loss", patience=1))
+    assert coordinator.round == 5
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
@@ -201,9 +230,13 @@ GOOD = {"values": np.zeros(3, np.float32), "buffers": EMPTY}
     [
         ("x", RESULT, GOOD, ProtocolError, "does not take part"),
         ("a", Join(site="a", plan_hash="p", num_examples=1), {}, ProtocolError, "wrong moment"),
-        ("a", Scores(round=1, num_examples=1, scores={}), {}, ProtocolError, "wrong moment"),
+        ("a", Scores(round=1, num_examples=1), {}, ProtocolError, "wrong moment"),
         ("a", RESULT.model_copy(update={"round": 2}), GOOD, ProtocolError, "another round"),
         ("a", RESULT.model_copy(update={"form": "sum"}), GOOD, ProtocolError, "privacy stages"),
+        ("a", RESULT.model_copy(update={"form": "mean"}), GOOD, ProtocolError, "algorithm"),
+        ("a", RESULT.model_copy(update={"weight": 1e9}), GOOD, ProtocolError, "another weight"),
+        ("a", RESULT, {"values": np.zeros(3, np.float64), "buffers": EMPTY}, MessageError, "another dtype"),
+        ("a", RESULT, {"values": np.zeros(3, np.uint32), "buffers": EMPTY}, MessageError, "another dtype"),
         ("a", RESULT, {"values": np.zeros(4, np.float32), "buffers": EMPTY}, MessageError, "model's size"),
         ("a", RESULT, {"buffers": EMPTY}, MessageError, "model's size"),
     ],

@@ -1,5 +1,7 @@
 """The training step: repeatable, proximal, clipped, and loud when it diverges."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,10 @@ from medveil.errors import ConfigError, DivergedError
 from medveil.rng import Seeds
 from medveil.training.arrays import ArrayData, InputScale
 from medveil.training.augmentation import Augmentation
-from medveil.training.device import choose_device
+from medveil.training.device import be_deterministic, choose_device
 from medveil.training.loop import Proximal, Trainer
 from medveil.training.optimisers import Sgd, build_optimiser
-from medveil.training.settings import Performance, Training
+from medveil.training.settings import Training
 from medveil.training.validation import validation_scores
 
 
@@ -35,7 +37,6 @@ def _trainer(model=None, **settings):
         scale=InputScale(),
         num_classes=2,
         seeds=Seeds(3),
-        performance=Performance(),
         device=torch.device("cpu"),
     )
 
@@ -90,7 +91,7 @@ def test_a_loss_that_is_not_finite_stops_the_training():
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
     with torch.no_grad():
         model[1].weight.fill_(float("inf"))
-    with pytest.raises(DivergedError, match="not finite"):
+    with pytest.raises(DivergedError, match="no longer finite"):
         _trainer(model).accumulate_gradient(0)
 
 
@@ -135,9 +136,41 @@ def test_a_missing_gpu_is_said():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 def test_mixed_precision_trains_on_a_gpu():
-    trainer = _trainer()
-    trainer.model.cuda()
+    device = torch.device("cuda")
+    be_deterministic(device)
+    trainer = Trainer(
+        nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).to(device),
+        _data(),
+        Training(batch_size=4, optimiser=Sgd(lr=0.1), amp="bf16"),
+        scale=InputScale(),
+        num_classes=2,
+        seeds=Seeds(3),
+        device=device,
+    )
     assert np.isfinite(trainer.accumulate_gradient(0))
+
+
+def test_weights_that_are_not_finite_stop_the_training():
+    trainer = _trainer(optimiser=Sgd(lr=1e40))
+    with torch.no_grad():
+        trainer.parameters[0].fill_(10.0)
+    with pytest.raises(DivergedError, match="weights"):
+        trainer.run(build_optimiser(trainer.parameters, Sgd(lr=1e40)), first_step=0, count=1, total_steps=1)
+
+
+def test_class_weights_need_one_a_class():
+    with pytest.raises(ConfigError, match="one weight per class"):
+        _trainer(class_weights=(1.0, 2.0, 3.0))
+
+
+def test_an_interrupt_ends_the_training_at_the_next_step():
+    halt = threading.Event()
+    trainer = _trainer()
+    trainer._halt = halt
+    trainer.accumulate_gradient(0)
+    halt.set()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.accumulate_gradient(1)
 
 
 def test_mixed_precision_on_a_processor_stays_near_full_precision():
@@ -145,11 +178,10 @@ def test_mixed_precision_on_a_processor_stays_near_full_precision():
     half = Trainer(
         full.model,
         _data(),
-        Training(batch_size=4, optimiser=Sgd(lr=0.1)),
+        Training(batch_size=4, optimiser=Sgd(lr=0.1), amp="bf16"),
         scale=InputScale(),
         num_classes=2,
         seeds=Seeds(3),
-        performance=Performance(amp="bf16"),
         device=torch.device("cpu"),
     )
     assert half.accumulate_gradient(0) == pytest.approx(full.accumulate_gradient(0), rel=0.03)

@@ -1,0 +1,144 @@
+"""A run that dies again and again, at every place where it writes, ends as one that never died."""
+
+import json
+
+import pytest
+
+import medveil.study.arms as arms
+import medveil.study.train as running
+from medveil.study.manifest import verify_manifest
+from medveil.study.train import train
+
+SMALL = (
+    "data.source.subjects=60",
+    "data.partition.sites=2",
+    "federation.rounds=4",
+    "evaluation.bootstrap.resamples=20",
+    "performance.workers=1",
+)
+NEVER_BETTER = "federation.early_stopping={metric='loss', patience=3, min_delta=100.0}"
+FED_SGD = ("federation.algorithm={kind='fedsgd'}", "training.optimiser={kind='adam', lr=0.02}")
+MOMENTUM = "federation.algorithm={kind='fedavg', local_steps=2, server={kind='sgd', lr=0.5, momentum=0.9}}"
+# Early rounds are the best: a rate that grows with the momentum overshoots.
+OVERSHOOTING = ("federation.algorithm={kind='fedsgd'}", "training.optimiser={kind='sgd', lr=0.3, momentum=0.95}")
+BEST = ("federation.select='best'", "federation.select_metric='loss'")
+
+PLANS = {
+    "plain": (),
+    "early stopping": ("federation.rounds=6", NEVER_BETTER),
+    "select best": (*OVERSHOOTING, *BEST, "federation.rounds=6"),
+    "fedsgd with adam": FED_SGD,
+    "server with momentum": (MOMENTUM, "training.schedule={kind='cosine'}"),
+    "norm bound": ("privacy.stages=[{kind='norm_bound', l2_norm=0.05}]",),
+    "equal weights, seldom validated": ("federation.weighting='equal'", "federation.validate_every=3"),
+    "all at once": (MOMENTUM, *BEST, "federation.rounds=6", NEVER_BETTER, "training.augmentation.noise=0.1"),
+}
+
+
+class PowerCut(Exception):
+    """No error of medveil's: nothing in it may catch this."""
+
+
+def _cut(monkeypatch, module, name, *, after, before_the_write=False):
+    """Let ``name`` work ``after`` times, then cut the power: for good, whoever calls."""
+    original, calls = getattr(module, name), []
+
+    def failing(*arguments, **keywords):
+        calls.append(name)
+        if len(calls) > after or (before_the_write and len(calls) == after):
+            raise PowerCut
+        original(*arguments, **keywords)
+        if len(calls) == after:
+            raise PowerCut
+
+    monkeypatch.setattr(module, name, failing)
+    return calls
+
+
+def _rows(folder):
+    """The metrics without the clock."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return sorted(rows, key=lambda row: (row["arm"], row["round"]))
+
+
+def _ending(folder, record):
+    """Everything of a run that must not depend on how often it died."""
+    return {
+        "weights": (folder / "weights.safetensors").read_bytes(),
+        "references": {path.name: path.read_bytes() for path in (folder / "references").iterdir()},
+        "seen": (folder / "state" / "seen.txt").read_bytes(),
+        "rows": _rows(folder),
+        "record": {part: record[part] for part in ("data", "model", "training", "test", "details", "references")},
+    }
+
+
+def _run_with_cuts(plan, folder, monkeypatch, *, every, before_the_write=False):
+    """Cut the power after every ``every`` checkpoints until the run ends; return its record and the cuts."""
+    for cuts in range(60):
+        with monkeypatch.context() as patched:
+            _cut(patched, arms, "save_snapshot", after=every, before_the_write=before_the_write)
+            try:
+                return train(plan, folder), cuts
+            except PowerCut:
+                assert not (folder / "record.json").exists()
+    raise AssertionError("the run makes no progress")
+
+
+def _assert_ends_alike(plan, tmp_path, monkeypatch, **cuts):
+    straight = train(plan, tmp_path / "straight")
+    broken, count = _run_with_cuts(plan, tmp_path / "broken", monkeypatch, **cuts)
+    assert _ending(tmp_path / "broken", broken) == _ending(tmp_path / "straight", straight)
+    assert verify_manifest(tmp_path / "broken")
+    return straight, count
+
+
+@pytest.mark.parametrize("settings", PLANS.values(), ids=PLANS.keys())
+def test_a_run_that_dies_after_every_round_ends_alike(small_plan, tmp_path, monkeypatch, settings):
+    plan = small_plan(*SMALL, *settings)
+    straight, cuts = _assert_ends_alike(plan, tmp_path, monkeypatch, every=1)
+    rows = _rows(tmp_path / "straight")
+    assert cuts == len(rows)  # every round of every arm was the last of a process
+    assert {row["arm"] for row in rows} == {"federated", "central", "local_only/site-1", "local_only/site-2"}
+    training = straight["training"]
+    if NEVER_BETTER in settings:
+        assert training["stopped_early"]
+        assert training["rounds_run"] == 4  # the first validation, and patience
+        assert len(rows) == 4 * 4
+    if BEST[0] in settings:
+        assert training["best_round"] < training["rounds_run"]
+
+
+def test_segmentation_ends_alike(small_masks, tmp_path, monkeypatch):
+    plan = small_masks("data.source.subjects=24", "evaluation.bootstrap.resamples=20", "performance.workers=1")
+    _assert_ends_alike(plan, tmp_path, monkeypatch, every=1)
+
+
+def test_a_round_whose_checkpoint_was_never_written_is_done_again(small_plan, tmp_path, monkeypatch):
+    plan = small_plan(*SMALL, MOMENTUM, *BEST)
+    _, cuts = _assert_ends_alike(plan, tmp_path, monkeypatch, every=3, before_the_write=True)
+    assert cuts >= 4
+
+
+def test_workers_that_die_together_end_alike(small_plan, tmp_path, monkeypatch):
+    plan = small_plan(*SMALL, MOMENTUM, "performance.workers=3")
+    _, cuts = _assert_ends_alike(plan, tmp_path, monkeypatch, every=3)
+    assert cuts >= 3
+
+
+WRITES = [("save_weights", 0), ("save_weights", 1), ("save_examples", 0), ("write_text", 0), ("write_json", 0)]
+WRITES += [("write_json", 1), ("write_manifest", 0)]
+
+
+@pytest.mark.parametrize(("function", "after"), WRITES)
+def test_a_run_that_dies_while_it_writes_its_results_ends_alike(small_plan, tmp_path, monkeypatch, function, after):
+    plan = small_plan(*SMALL, "federation.rounds=1")
+    straight = train(plan, tmp_path / "straight")
+    with monkeypatch.context() as patched:
+        calls = _cut(patched, running, function, after=after, before_the_write=after == 0)
+        with pytest.raises(PowerCut):
+            train(plan, tmp_path / "broken")
+    assert calls == [function] * max(after, 1)
+    broken = train(plan, tmp_path / "broken")
+    assert _ending(tmp_path / "broken", broken) == _ending(tmp_path / "straight", straight)
+    assert verify_manifest(tmp_path / "broken")
