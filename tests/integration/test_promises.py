@@ -304,7 +304,7 @@ def test_the_weights_kept_are_those_of_the_round_that_the_plan_selects(small_pla
     plan = small_plan(
         *PLAIN,
         "references.local_only=false",
-        "training.optimiser={kind='sgd', lr=1.0, momentum=0.9}",
+        "training.optimiser={kind='sgd', lr=0.3, momentum=0.9}",
         f"federation={{rounds=8, algorithm={{kind='fedsgd'}}, select='{select}', select_metric='loss'}}",
     )
     record = train(plan, tmp_path / "run")

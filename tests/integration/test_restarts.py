@@ -12,8 +12,15 @@ from medveil.study.train import train
 SMALL = (
     "data.source.subjects=60",
     "data.partition.sites=2",
+    "references.local_only=false",
     "federation.rounds=4",
     "evaluation.bootstrap.resamples=20",
+    "performance.workers=1",
+)
+SMALL_MASKS = (
+    "data.source.subjects=16",
+    "references.local_only=false",
+    "evaluation.bootstrap.resamples=5",
     "performance.workers=1",
 )
 NEVER_BETTER = "federation.early_stopping={metric='loss', patience=3, min_delta=100.0}"
@@ -24,14 +31,14 @@ OVERSHOOTING = ("federation.algorithm={kind='fedsgd'}", "training.optimiser={kin
 BEST = ("federation.select='best'", "federation.select_metric='loss'")
 
 PLANS = {
-    "plain": (),
-    "early stopping": ("federation.rounds=6", NEVER_BETTER),
+    "adam everywhere": ("references.local_only=true",),
+    "early stopping": ("federation.rounds=5", NEVER_BETTER),
     "select best": (*OVERSHOOTING, *BEST, "federation.rounds=6"),
     "fedsgd with adam": FED_SGD,
     "server with momentum": (MOMENTUM, "training.schedule={kind='cosine'}"),
     "norm bound": ("privacy.stages=[{kind='norm_bound', l2_norm=0.05}]",),
     "equal weights, seldom validated": ("federation.weighting='equal'", "federation.validate_every=3"),
-    "all at once": (MOMENTUM, *BEST, "federation.rounds=6", NEVER_BETTER, "training.augmentation.noise=0.1"),
+    "all at once": (*OVERSHOOTING, *BEST, "federation.rounds=6", NEVER_BETTER, "training.augmentation.noise=0.1"),
 }
 
 
@@ -99,18 +106,18 @@ def test_a_run_that_dies_after_every_round_ends_alike(small_plan, tmp_path, monk
     straight, cuts = _assert_ends_alike(plan, tmp_path, monkeypatch, every=1)
     rows = _rows(tmp_path / "straight")
     assert cuts == len(rows)  # every round of every arm was the last of a process
-    assert {row["arm"] for row in rows} == {"federated", "central", "local_only/site-1", "local_only/site-2"}
+    assert {"federated", "central"} <= {row["arm"] for row in rows}
     training = straight["training"]
     if NEVER_BETTER in settings:
         assert training["stopped_early"]
         assert training["rounds_run"] == 4  # the first validation, and patience
-        assert len(rows) == 4 * 4
+        assert len(rows) == 4 * 2
     if BEST[0] in settings:
         assert training["best_round"] < training["rounds_run"]
 
 
 def test_segmentation_ends_alike(small_masks, tmp_path, monkeypatch):
-    plan = small_masks("data.source.subjects=24", "evaluation.bootstrap.resamples=20", "performance.workers=1")
+    plan = small_masks(*SMALL_MASKS)
     _assert_ends_alike(plan, tmp_path, monkeypatch, every=1)
 
 
@@ -121,24 +128,32 @@ def test_a_round_whose_checkpoint_was_never_written_is_done_again(small_plan, tm
 
 
 def test_workers_that_die_together_end_alike(small_plan, tmp_path, monkeypatch):
-    plan = small_plan(*SMALL, MOMENTUM, "performance.workers=3")
+    plan = small_plan(*SMALL, MOMENTUM, "references.local_only=true", "performance.workers=3")
     _, cuts = _assert_ends_alike(plan, tmp_path, monkeypatch, every=3)
     assert cuts >= 3
 
 
-WRITES = [("save_weights", 0), ("save_weights", 1), ("save_examples", 0), ("write_text", 0), ("write_json", 0)]
-WRITES += [("write_json", 1), ("write_manifest", 0)]
+WRITES = (
+    ("save_examples", 1),
+    ("save_weights", 1),
+    ("save_weights", 2),
+    ("write_text", 1),
+    ("write_json", 1),
+    ("write_json", 2),
+    ("write_manifest", 1),
+)
 
 
-@pytest.mark.parametrize(("function", "after"), WRITES)
-def test_a_run_that_dies_while_it_writes_its_results_ends_alike(small_plan, tmp_path, monkeypatch, function, after):
+@pytest.mark.parametrize("before_the_write", [True, False], ids=["before", "after"])
+def test_a_run_that_dies_while_it_writes_its_results_ends_alike(small_plan, tmp_path, monkeypatch, before_the_write):
     plan = small_plan(*SMALL, "federation.rounds=1")
     straight = train(plan, tmp_path / "straight")
-    with monkeypatch.context() as patched:
-        calls = _cut(patched, running, function, after=after, before_the_write=after == 0)
-        with pytest.raises(PowerCut):
-            train(plan, tmp_path / "broken")
-    assert calls == [function] * max(after, 1)
+    for function, after in WRITES:
+        with monkeypatch.context() as patched:
+            calls = _cut(patched, running, function, after=after, before_the_write=before_the_write)
+            with pytest.raises(PowerCut):
+                train(plan, tmp_path / "broken")
+        assert calls == [function] * after
     broken = train(plan, tmp_path / "broken")
     assert _ending(tmp_path / "broken", broken) == _ending(tmp_path / "straight", straight)
     assert verify_manifest(tmp_path / "broken")

@@ -15,7 +15,7 @@ class Sgd(Config):
     """Stochastic gradient descent."""
 
     kind: Literal["sgd"] = "sgd"
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=1e30)
     momentum: float = Field(0.0, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(0.0, ge=0)
@@ -31,7 +31,7 @@ class Adam(Config):
     """Adam with decoupled weight decay (AdamW; without decay the two are one)."""
 
     kind: Literal["adam"] = "adam"
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=1e30)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
