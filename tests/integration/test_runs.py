@@ -1,6 +1,7 @@
 """Whole runs on phantoms: both tasks, every algorithm, the record against its schema."""
 
 import json
+import math
 from pathlib import Path
 
 import jsonschema
@@ -84,12 +85,12 @@ def test_3d_segmentation(small_masks, tmp_path):
     ],
 )
 def test_other_algorithms_train(small_plan, tmp_path, algorithm):
-    plan = small_plan(f"federation.algorithm={algorithm}", "federation.rounds=2", "references.local_only=false")
+    plan = small_plan(f"federation.algorithm={algorithm}", "federation.rounds=6", "references.local_only=false")
     record = train(plan, tmp_path / "run")
-    assert record["training"]["rounds_run"] == 2
+    assert record["training"]["rounds_run"] == 6
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["validation"]["loss"] for row in rows if row["arm"] == "federated"]
-    assert losses[-1] < 2.0
+    assert losses[-1] < min(losses[0], math.log(2)) - 0.02  # better than at first, and than one half for every image
 
 
 def test_a_monai_network_with_batch_statistics_needs_a_policy(small_plan, tmp_path):

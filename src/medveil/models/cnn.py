@@ -20,6 +20,8 @@ class CnnConfig(FamilyConfig):
         channels: of each convolution.
         strides: of each convolution, 1 or 2.
         down: how a stride of 2 is made: by the convolution, or by pooling after its activation.
+        coarsen: side of the blocks that are averaged before the first convolution; for images whose finest detail
+            says more about the scanner than about the patient.
         head: "global" (mean over all positions: any image size) or "flat" (one weight for every position:
             one image size, and gradients that reveal more of an image).
     """
@@ -28,6 +30,7 @@ class CnnConfig(FamilyConfig):
     channels: tuple[int, ...] = Field((16, 32, 64, 64), min_length=1, max_length=16)
     strides: tuple[Literal[1, 2], ...] = (2, 1, 2, 1)
     down: Downsampling = "stride"
+    coarsen: int = Field(1, ge=1, le=32)
     head: Literal["global", "flat"] = "global"
 
     @model_validator(mode="after")
@@ -55,7 +58,7 @@ def build_cnn(config: CnnConfig, input_shape: tuple[int, ...], num_classes: int)
     """
     family = family_of(config, input_shape[1:])
     lengths = _final_lengths(config, input_shape[1:])
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [] if config.coarsen == 1 else [family.average_pool(config.coarsen)]
     incoming = input_shape[0]
     for index, (channels, stride) in enumerate(zip(config.channels, config.strides, strict=True)):
         scale = 1.0 if index == 0 else None
@@ -72,14 +75,15 @@ def build_cnn(config: CnnConfig, input_shape: tuple[int, ...], num_classes: int)
 
 def _final_lengths(config: CnnConfig, spatial: tuple[int, ...]) -> tuple[int, ...]:
     rounding = 1 if config.down == "stride" else 0
+    spatial = tuple(length // config.coarsen for length in spatial)
     for stride in config.strides:
         if stride != 1:
             spatial = tuple((length + rounding) // 2 for length in spatial)
     if min(spatial) < 1:
         raise ModelError(
             "The image is too small for this network",
-            got=f"{config.strides.count(2)} halvings that leave an axis empty",
+            got=f"{config.strides.count(2)} halvings (and coarsen = {config.coarsen}) that leave an axis empty",
             expected="at least one position on every axis",
-            remedy="use fewer strides of 2, or larger images",
+            remedy="use fewer strides of 2, a smaller coarsen, or larger images",
         )
     return spatial

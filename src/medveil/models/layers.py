@@ -193,6 +193,10 @@ class Family:
         """Mean over all spatial axes, (N, C, *spatial) -> (N, C)."""
         return nn.Sequential(_GLOBAL_POOL[self.spatial_dims](1), nn.Flatten())
 
+    def average_pool(self, side: int) -> nn.Module:
+        """Mean over blocks of ``side`` positions an axis; what does not fill a block is left out."""
+        return _POOL["average", self.spatial_dims](side)
+
     def head_conv(self, in_channels: int, num_classes: int) -> nn.Module:
         """Plain 1x1 convolution to one logit a class and position."""
         return PLAIN_CONV[self.spatial_dims](in_channels, num_classes, 1)
