@@ -212,6 +212,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=("cnn", "resnet9", "unet"), default=("cnn", "resnet9", "unet"))
     options = parser.parse_args()
     if "MEDVEIL_DATA" not in os.environ:
         print("MEDVEIL_DATA must name the folder with pneumoniamnist_28 and hippocampus_mr_nifti", file=sys.stderr)
@@ -228,7 +229,7 @@ def main() -> int:
     )
     print(f"{seeds} seeds, {epochs} epochs, rates {rates}, {options.threads} threads, torch {torch.__version__}")
     print(f"{'net':<10} {'norm':<8} {'parameters':>10} {'rate':>6} {'score':>5} {'test':<16} {'s/epoch':>10}")
-    for subject in subjects:
+    for subject in (subject for subject in subjects if subject.name in options.only):
         print("\n".join(compare(subject, seeds, epochs, rates)), flush=True)
     return 0
 

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from medveil.study import arms
 import medveil.study.train as running
+from medveil.errors import DivergedError
+from medveil.federation.local import LocalWork
+from medveil.study import arms
 from medveil.study.manifest import verify_manifest
 from medveil.study.train import train
 
@@ -127,6 +129,24 @@ def test_a_round_whose_checkpoint_was_never_written_is_done_again(small_plan, tm
     plan = small_plan(*SMALL, MOMENTUM, *BEST)
     _, cuts = _assert_ends_alike(plan, tmp_path, monkeypatch, every=3, before_the_write=True)
     assert cuts == 3  # of eight rounds, two a life
+
+
+def test_a_site_that_was_lost_stays_lost(small_plan, tmp_path, monkeypatch):
+    """The smaller site fails in round 2 and would be well again in round 3; a new process must not ask it."""
+    original = LocalWork.train
+
+    def failing(work, round_number, weights, buffers):
+        if work.num_examples < 20 and round_number == 2:
+            raise DivergedError("The training diverged")
+        return original(work, round_number, weights, buffers)
+
+    monkeypatch.setattr(LocalWork, "train", failing)
+    partition = "data.partition={kind='quantity', fractions=[0.7, 0.3]}"
+    plan = small_plan(*SMALL, partition, "federation.min_sites=1", "references.central=false")
+    straight, cuts = _assert_ends_alike(plan, tmp_path, monkeypatch, every=1)
+    assert cuts == 4
+    assert straight["training"]["lost_sites"] == {"site-2": "The training diverged"}
+    assert [row["sites"] for row in _rows(tmp_path / "straight")] == [2, 1, 1, 1]
 
 
 def test_workers_that_die_together_end_alike(small_plan, tmp_path, monkeypatch):

@@ -26,4 +26,4 @@ def test_it_has_no_weights_of_its_own():
 
 def test_an_image_that_vanishes_is_refused():
     with pytest.raises(ModelError, match="coarsen = 16"):
-        build(CnnConfig(coarsen=16), input_shape=(1, 32, 32), num_classes=2, seed=0)
+        build(CnnConfig(coarsen=16), input_shape=(1, 8, 8), num_classes=2, seed=0)
