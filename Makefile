@@ -1,7 +1,6 @@
 # Two commands: `make demo` runs the main job, `make test` passes the tests. Both set themselves up.
 PYTHON ?= python3
 VENV ?= .venv
-RUN ?= runs/demo
 BIN := $(VENV)/bin
 
 # The demo trains on real chest X-rays where MEDVEIL_DATA holds them, else on the built-in phantom.
@@ -10,6 +9,8 @@ PLAN ?= plans/pneumonia-28.toml
 else
 PLAN ?= plans/phantom.toml
 endif
+
+RUN ?= runs/demo-$(notdir $(basename $(PLAN)))
 
 .PHONY: demo test check install clean
 
