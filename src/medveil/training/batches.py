@@ -4,6 +4,8 @@ Because batch ``t`` depends on nothing but (seeds, t), a killed run that starts 
 and one site that takes one step a round draws those of central training.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,5 +35,10 @@ def batch_indices(seeds: Seeds, step: int, *, num_examples: int, batch_size: int
     """
     per_epoch = steps_per_epoch(num_examples, batch_size)
     epoch, index = divmod(step, per_epoch)
-    order = seeds.child("epoch", epoch).numpy().permutation(num_examples)
-    return np.asarray(order[index * batch_size : (index + 1) * batch_size], dtype=np.int64)
+    return _order(seeds, epoch, num_examples)[index * batch_size : (index + 1) * batch_size].copy()
+
+
+@lru_cache(maxsize=64)
+def _order(seeds: Seeds, epoch: int, num_examples: int) -> NDArray[np.int64]:
+    """The examples of an epoch in their order; remembered, because every step of the epoch asks for it."""
+    return np.asarray(seeds.child("epoch", epoch).numpy().permutation(num_examples), dtype=np.int64)

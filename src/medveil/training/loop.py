@@ -12,7 +12,7 @@ from torch import nn
 from medveil.errors import ConfigError, DivergedError
 from medveil.rng import Seeds
 from medveil.training.arrays import ArrayData, InputScale
-from medveil.training.augmentation import augment
+from medveil.training.augmentation import Augmentation, augment
 from medveil.training.batches import batch_indices, steps_per_epoch
 from medveil.training.objectives import balanced_weights, per_example_loss
 from medveil.training.optimisers import set_lr
@@ -21,6 +21,7 @@ from medveil.training.vectors import trainable
 
 # Dropout draws from torch's global generator, which threads share.
 _GLOBAL_RANDOMNESS = threading.Lock()
+_AS_THEY_ARE = Augmentation()
 _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd,)  # noqa: SLF001 - torch has no public base of its dropout layers
 
 
@@ -152,7 +153,9 @@ class Trainer:
         images = self._scale(self._data.images[picked].to(self._device))
         targets = self._data.targets[picked].to(self._device)
         masks = targets if targets.dim() > 1 else None
-        images, masks = augment(images, masks, self._settings.augmentation, self._seeds.child("augment", step).torch())
+        if self._settings.augmentation != _AS_THEY_ARE:
+            generator = self._seeds.child("augment", step).torch()
+            images, masks = augment(images, masks, self._settings.augmentation, generator)
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._amp):
             logits = self.model(images)
         wanted = (targets if masks is None else masks).long()
