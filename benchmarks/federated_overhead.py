@@ -2,7 +2,9 @@
 
 Both train the plan's network on the plan's data with one thread, the same batches in number and size. The plain
 loop below uses nothing of medveil's training code. Prints the least seconds of the repeats, which a busy machine
-disturbs least, and the ratio of federated to plain.
+disturbs least, and the ratio of federated to plain. The last lines are steadier on a machine whose speed varies:
+within the federated runs themselves, everything but the sites' own training (messages, sums, checkpoints, final
+validation) as a share of that training.
 
     python benchmarks/federated_overhead.py [PLAN] [--rounds 5] [--repeats 3]
 """
@@ -10,12 +12,15 @@ disturbs least, and the ratio of federated to plain.
 import argparse
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import nn
 
 from medveil.federation import messages
+from medveil.federation.local import LocalWork
 from medveil.study.arms import Workshop, build_model, train_federated
 from medveil.study.folder import MetricsLog, RunFolder
 from medveil.study.plan import load_plan
@@ -62,7 +67,7 @@ def main():
         ],
     )
     prepared = prepare(plan)
-    plain, federated, transport = [], [], []
+    plain, federated, transport, local = [], [], [], []
     for _ in range(options.repeats):
         model = build_model(plan, prepared.input_shape, prepared.num_classes)
         plain.append(
@@ -80,13 +85,35 @@ def main():
             run.state.mkdir()
             first = build_model(plan, prepared.input_shape, prepared.num_classes)
             shop = Workshop(plan, prepared, run, MetricsLog(run.metrics), Silent(), torch.device("cpu"), first)
-            federated.append(timed(train_federated, shop))
+            with local_training_timed() as spent:
+                federated.append(timed(train_federated, shop))
+            local.append(sum(spent))
         transport.append(message_seconds(model, sites=len(prepared.sites), rounds=options.rounds))
     print(f"plan {plan.name}, {len(prepared.sites)} sites, {options.rounds} rounds, one thread")
     print(f"{'':<34}{'seconds':>9}{'ratio':>8}")
     for name, values in (("plain central torch loop", plain), ("federated, in process", federated)):
         print(f"{name:<34}{min(values):>9.2f}{min(values) / min(plain):>8.3f}")
-    print(f"{'of which messages (encode, decode)':<34}{min(transport):>9.3f}{min(transport) / min(plain):>8.3f}")
+    shares = [(total - own) / own for total, own in zip(federated, local, strict=True)]
+    print(f"{'all but local training, share of it':<34}{'':>9}{median(shares):>8.3f} (median of {len(shares)})")
+    print(f"{'messages alone (encode, decode)':<34}{min(transport):>9.3f}{min(transport) / min(local):>8.3f}")
+
+
+@contextmanager
+def local_training_timed():
+    """Collect the seconds that sites spend in their own training."""
+    spent, honest = [], LocalWork.train
+
+    def train(self, *arguments):
+        begun = time.perf_counter()
+        result = honest(self, *arguments)
+        spent.append(time.perf_counter() - begun)
+        return result
+
+    LocalWork.train = train
+    try:
+        yield spent
+    finally:
+        LocalWork.train = honest
 
 
 def message_seconds(model, *, sites, rounds):
