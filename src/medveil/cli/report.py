@@ -16,5 +16,7 @@ def command(run: Path, out: Path | None) -> None:
       medveil report runs/p28
     """  # noqa: D301 - click wants the character itself
     from medveil.report.page import write_report
+    from medveil.study.manifest import verify_manifest
 
+    verify_manifest(run)  # a report of changed files would vouch for them
     click.echo(f"Report: {write_report(run, out)}")
