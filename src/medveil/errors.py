@@ -20,10 +20,14 @@ The tree, with the exit code of the command line in brackets::
     │   ├── ProtocolError          a valid message at the wrong moment
     │   ├── PipelineError          stages missing, unknown or out of order
     │   └── TooFewSitesError       fewer sites left than the plan allows
-    └── RunError [6]
-        ├── ResumeError            a run folder belongs to another plan or is damaged
-        ├── DivergedError          the loss is no longer finite
-        └── ManifestError          a run's files differ from its signed manifest
+    ├── RunError [6]
+    │   ├── ResumeError            a run folder belongs to another plan or is damaged
+    │   ├── DivergedError          the loss is no longer finite
+    │   └── ManifestError          a run's files differ from its signed manifest
+    └── PrivacyError [7]
+        ├── GuaranteeError         a privacy claim that would be hollow
+        ├── BudgetError            a release would spend more than the site allows
+        └── LedgerError            a privacy ledger is damaged, was changed, or cannot be used
 
 Messages never hold patient data: no names, ids, dates, or file names that may carry them.
 """
@@ -182,3 +186,21 @@ class DivergedError(RunError):
 
 class ManifestError(RunError):
     """A run's files differ from its signed manifest."""
+
+
+class PrivacyError(MedveilError):
+    """A privacy promise cannot be made or kept."""
+
+    exit_code = 7
+
+
+class GuaranteeError(PrivacyError):
+    """A privacy claim would be hollow: the mechanism that the plan names does not give it."""
+
+
+class BudgetError(PrivacyError):
+    """A release would spend more than the site allows."""
+
+
+class LedgerError(PrivacyError):
+    """A privacy ledger is damaged, was changed by hand, or cannot be used."""

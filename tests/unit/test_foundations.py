@@ -28,7 +28,7 @@ def test_the_tree_in_the_docstring_is_the_tree_in_the_code():
 def test_exit_codes_in_the_docstring_are_those_of_the_classes():
     drawn = dict(re.findall(r"(\w+Error) \[(\d)\]", errors.__doc__))
     assert drawn == {name: str(getattr(errors, name).exit_code) for name in drawn}
-    assert len(drawn) == 6
+    assert len(drawn) == 7
 
 
 def test_seeds_are_the_same_in_another_process():

@@ -28,6 +28,7 @@ Exit codes:
   4  a model cannot be built or used
   5  sites and coordinator could not work together
   6  a run folder cannot be used
+  7  a privacy promise cannot be made or kept
   130  interrupted; run the same command again to go on
 """
 

@@ -1,0 +1,1 @@
+"""What is spent: events as data, accountants, calibration, meaning, and the ledger. No torch."""
