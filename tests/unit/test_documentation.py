@@ -69,8 +69,10 @@ def tables():
         for name, field in model.model_fields.items():
             for below in [] if field.exclude else variants(field.annotation):
                 place = f"{path}.{name}".lstrip(".")
-                if place not in paths.setdefault(below, set()):
-                    paths[below].add(place)
+                known = paths.setdefault(below, set())
+                # What nests in itself is told once, where it stands first.
+                if place not in known and not any(place.startswith(f"{outer}.") for outer in known):
+                    known.add(place)
                     waiting.append((below, place))
     return {(frozenset(where), kind_of(model)): model for model, where in paths.items()}
 

@@ -15,6 +15,9 @@ VERBS: Final = {
     "evaluate": "Score a finished run's model on data that the run never saw.",
     "report": "Make the HTML report of a finished run.",
     "data": "List, check and download data sets.",
+    "study": "Train plans at several epsilons and seeds; table and figure of what they reach.",
+    "audit": "Measure whether the private step does what the plan claims; evidence, not proof.",
+    "budget": "Set privacy caps, show what is spent, verify and export the ledger.",
     "doctor": "Check this machine and installation.",
     "completion": "Print shell completion for bash, zsh or fish.",
 }

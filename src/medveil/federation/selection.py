@@ -1,4 +1,4 @@
-"""Which round's weights a training ends with, and when it stops early."""
+"""Which round's weights a training ends with (or their moving average), and when it stops early."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from medveil.federation.settings import Federation
 
 
 class Selection:
-    """Keeps the best weights seen and counts validations without improvement.
+    """Keeps the best weights seen, or their moving average, and counts validations without improvement.
 
     Args:
         settings: the plan's federation table.
@@ -23,6 +23,8 @@ class Selection:
         self._stopping = settings.early_stopping
         self._best_score: float | None = None
         self._best: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        self._ema = settings.ema
+        self._average: NDArray[np.float64] | None = None
         self._reference: float | None = None
         self._waited = 0
         self.best_round: int | None = None
@@ -40,6 +42,8 @@ class Selection:
         buffers: NDArray[np.float32],
     ) -> None:
         """Take note of a committed round; ``scores`` is None when it was not validated."""
+        if self._ema:
+            self._follow(round_number, weights)
         if scores is None:
             return
         score = _oriented(scores, self._metric)
@@ -56,11 +60,21 @@ class Selection:
     def chosen(
         self, weights: NDArray[np.float32], buffers: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Weights and buffers to end with: the best when asked for and known, else those given."""
+        """Weights and buffers to end with: best or average when asked for and known, else those given."""
+        if self._average is not None:
+            return self._average.astype(np.float32), buffers
         return self._best if self._best is not None else (weights, buffers)
 
-    def tensors(self) -> dict[str, NDArray[np.float32]]:
+    def _follow(self, round_number: int, weights: NDArray[np.float32]) -> None:
+        """Move the average towards ``weights``; early rounds count more, so that the first weights fade."""
+        keep = min(self._ema, round_number / (round_number + 10))
+        before = weights if self._average is None else self._average
+        self._average = keep * np.asarray(before, dtype=np.float64) + (1 - keep) * weights.astype(np.float64)
+
+    def tensors(self) -> dict[str, NDArray[np.generic]]:
         """What must survive a restart."""
+        if self._average is not None:
+            return {"average": self._average}
         return {} if self._best is None else {"weights": self._best[0], "buffers": self._best[1]}
 
     def facts(self) -> dict[str, Any]:
@@ -76,7 +90,9 @@ class Selection:
         """Undo :meth:`facts` and :meth:`tensors`."""
         self._best_score, self.best_round = facts["best_score"], facts["best_round"]
         self._reference, self._waited = facts["reference"], facts["waited"]
-        if tensors:
+        if "average" in tensors:
+            self._average = np.asarray(tensors["average"], dtype=np.float64)
+        elif tensors:
             self._best = (
                 np.asarray(tensors["weights"], dtype=np.float32),
                 np.asarray(tensors["buffers"], dtype=np.float32),

@@ -74,10 +74,12 @@ class Federation(Config):
         weighting: "size" (training examples) or "equal"; the number of examples is sent in the clear either way.
         buffers: what happens to running statistics: "refuse" (a model that has any is not trained), or "average".
         min_sites: the run stops when fewer are left; 0 means all must stay.
-        validate_every: rounds between validations.
+        validate_every: rounds between validations; 0 never validates.
         early_stopping: or None.
         select: weights that the run ends with: "last", or "best" by ``select_metric``.
         select_metric: "auto" is AUC for classification and Dice for segmentation.
+        ema: in [0, 1): above 0 the run ends with the exponential moving average of the rounds' weights, this much
+            of the old average kept each round (less in the first rounds); needs select = "last".
     """
 
     rounds: int = Field(ge=1)
@@ -85,7 +87,16 @@ class Federation(Config):
     weighting: Literal["size", "equal"] = "size"
     buffers: Literal["refuse", "average"] = "refuse"
     min_sites: int = Field(0, ge=0)
-    validate_every: int = Field(1, ge=1)
+    validate_every: int = Field(1, ge=0)
     early_stopping: EarlyStopping | None = None
     select: Literal["last", "best"] = "last"
     select_metric: Literal["auto", "auc", "dice", "loss"] = "auto"
+    ema: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one_choice_of_weights(self) -> Self:
+        if not self.validate_every and (self.select == "best" or self.early_stopping is not None):
+            raise ValueError("federation.select = best and early stopping need validations: raise validate_every")
+        if self.ema and self.select == "best":
+            raise ValueError('federation.ema averages over the rounds: it needs federation.select = "last"')
+        return self

@@ -1,12 +1,13 @@
 """The site's state machine: message bytes in, message bytes out. It knows no torch and no transport."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medveil.errors import ProtocolError
+from medveil.errors import ConfigError, ProtocolError
 from medveil.federation.messages import Join, Result, Scores, Stop, Task, Tensors, decode, encode
 from medveil.federation.stages import Pipeline, StageContext
 from medveil.federation.update import Update
@@ -22,21 +23,21 @@ class LocalResult:
         form: "weights" (``values`` are the new weights) or "mean" (``values`` are a mean gradient).
         values: shape (d,), float32.
         buffers: shape (b,), float32.
-        train_loss: mean over the steps.
+        train_loss: mean over the steps, or None where it may not be known.
     """
 
     form: Literal["weights", "mean"]
     values: Floats
     buffers: Floats
-    train_loss: float
+    train_loss: float | None
 
 
 class Work(Protocol):
     """What a site can do with its own data."""
 
     @property
-    def num_examples(self) -> int:
-        """Training examples."""
+    def num_examples(self) -> int | None:
+        """Training examples, or None where their number is private."""
         ...
 
     @property
@@ -53,6 +54,26 @@ class Work(Protocol):
         ...
 
 
+class Spending(Protocol):
+    """The site's own privacy ledger, for one run."""
+
+    def open(self) -> None:
+        """Check, before anything is computed, that the whole run fits the site's budget.
+
+        Raises:
+            BudgetError: it does not: the site refuses to take part.
+        """
+        ...
+
+    def release(self, round_number: int) -> AbstractContextManager[None]:
+        """Durably charge what a round releases before the data are touched; note its completion on exit.
+
+        Raises:
+            BudgetError: the budget is spent.
+        """
+        ...
+
+
 class Site:
     """One site.
 
@@ -62,6 +83,10 @@ class Site:
         work: training and validation on its own data.
         weighting: "size" or "equal".
         pipeline: privacy stages; empty sends updates in the clear.
+        spending: the site's ledger; None where the plan promises no differential privacy.
+
+    Raises:
+        ConfigError: sites are weighted by a size that is private.
     """
 
     def __init__(
@@ -72,17 +97,25 @@ class Site:
         work: Work,
         weighting: Literal["size", "equal"],
         pipeline: Pipeline,
+        spending: Spending | None = None,
     ) -> None:
         self.name = name
         self.finished = False
         self._plan_hash = plan_hash
         self._work = work
-        self._weight = float(work.num_examples) if weighting == "size" else 1.0
+        self._weight = _weight(work, weighting)
+        self._spending = spending
         self._pipeline = pipeline
         self._model: tuple[Floats, Floats] | None = None
 
     def join(self) -> bytes:
-        """The first message."""
+        """The first message.
+
+        Raises:
+            BudgetError: the run does not fit the site's privacy budget.
+        """
+        if self._spending is not None:
+            self._spending.open()
         return encode(Join(site=self.name, plan_hash=self._plan_hash, num_examples=self._work.num_examples))
 
     def receive(self, data: bytes) -> list[bytes]:
@@ -119,6 +152,10 @@ class Site:
         return replies
 
     def _train(self, task: Task, weights: Floats, buffers: Floats) -> bytes:
+        with nullcontext() if self._spending is None else self._spending.release(task.round):
+            return self._release(task, weights, buffers)
+
+    def _release(self, task: Task, weights: Floats, buffers: Floats) -> bytes:
         local = self._work.train(task.round, weights, buffers)
         if not self._pipeline.stages:
             header = Result(round=task.round, form=local.form, weight=self._weight, train_loss=local.train_loss)
@@ -128,6 +165,19 @@ class Site:
         staged = self._pipeline.at_site(update, context)
         header = Result(round=task.round, form="sum", weight=staged.weight, train_loss=local.train_loss)
         return encode(header, {"values": staged.vector, "buffers": staged.buffers})
+
+
+def _weight(work: Work, weighting: Literal["size", "equal"]) -> float:
+    if weighting == "equal":
+        return 1.0
+    if work.num_examples is None:
+        raise ConfigError(
+            "Sites cannot be weighted by a size that is private",
+            got='federation.weighting = "size"',
+            expected='"equal"',
+            remedy='set federation.weighting = "equal"',
+        )
+    return float(work.num_examples)
 
 
 def change(local: LocalResult, weights: Floats) -> NDArray[np.float64]:

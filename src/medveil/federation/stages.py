@@ -162,8 +162,8 @@ class Pipeline:
         return [stage.describe() for stage in self.stages]
 
 
-def build_pipeline(tables: Sequence[Mapping[str, object]]) -> Pipeline:
-    """The pipeline that a plan's ``[[privacy.stages]]`` describe.
+def build_pipeline(tables: Sequence[Mapping[str, object]], private: Sequence[Stage] = ()) -> Pipeline:
+    """The pipeline that a plan's ``[[privacy.stages]]`` describe, and then the stages of its privacy mechanism.
 
     Raises:
         PipelineError: an unknown kind, or an illegal order.
@@ -181,4 +181,4 @@ def build_pipeline(tables: Sequence[Mapping[str, object]]) -> Pipeline:
             )
         config, build = _REGISTRY[kind]
         stages.append(build(parse_config(config, table, where=f"privacy.stages[{number}]")))
-    return Pipeline(stages)
+    return Pipeline([*stages, *private])

@@ -24,12 +24,20 @@ from medveil.models.resnet import (
     build_resnet18,
     build_resnet20,
 )
+from medveil.models.scattering import ScatteringConfig, build_scattering
 from medveil.models.unet import UnetConfig, build_unet
 from medveil.rng import Seeds
 
 Task = Literal["classification", "segmentation"]
 ModelConfig = Annotated[
-    CnnConfig | Resnet9Config | Resnet18Config | Resnet20Config | UnetConfig | MonetConfig | MonaiConfig,
+    CnnConfig
+    | Resnet9Config
+    | Resnet18Config
+    | Resnet20Config
+    | ScatteringConfig
+    | UnetConfig
+    | MonetConfig
+    | MonaiConfig,
     Field(discriminator="kind"),
 ]
 """The ``[model]`` table of a plan."""
@@ -39,6 +47,7 @@ _BUILDERS: Final[dict[type, Callable[[Any, tuple[int, ...], int], nn.Module]]] =
     Resnet9Config: build_resnet9,
     Resnet18Config: build_resnet18,
     Resnet20Config: build_resnet20,
+    ScatteringConfig: build_scattering,
     UnetConfig: build_unet,
     MonetConfig: build_monet,
     MonaiConfig: build_monai,

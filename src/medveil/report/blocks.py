@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from markupsafe import Markup
 
-Tone = Literal["plain", "quiet", "good", "bad", "warning"]
+Tone = Literal["plain", "quiet", "lead", "good", "bad", "warning", "stamp"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Prose:
 
     Args:
         paragraphs: plain text.
-        tone: how loud.
+        tone: how loud; "lead" is for the one sentence of a section, "stamp" for a first paragraph that nobody may miss.
     """
 
     kind: ClassVar[str] = "prose"

@@ -28,9 +28,14 @@ def learning(run: Run) -> Section:
         _curves(steps, "Training loss", "Loss", "loss", best_round, metric=None),
     )
     shown = tuple(chart for chart in charts if chart is not None)
-    if not shown:
-        return Section("learning", title, (Prose((f"Learning curves: {NOT_MEASURED}.",), tone="quiet"),))
-    return Section("learning", title, (Charts(shown),))
+    missing = _unreleased(run)
+    if not shown and not missing:
+        missing = (f"Learning curves: {NOT_MEASURED}.",)
+    blocks = (
+        *((Charts(shown),) if shown else ()),
+        *((Prose(missing, tone="quiet"),) if missing else ()),
+    )
+    return Section("learning", title, blocks)
 
 
 def decisions(run: Run) -> Section:
@@ -71,12 +76,33 @@ def examples(run: Run) -> Section:
     return Section("examples", title, (*notice, Prose((shown,), tone="quiet"), gallery))
 
 
+def _unreleased(run: Run) -> tuple[str, ...]:
+    """Why a run with differential privacy shows no curve of its own."""
+    own = [step for step in run.steps or () if step.arm == "federated"]
+    if run.record.privacy is None or not own:
+        return ()
+    reasons = (
+        (
+            all(step.train_loss is None for step in own),
+            (
+                "Training loss of this model: not released. It is a figure of the training patients without noise, "
+                "which epsilon would not cover."
+            ),
+        ),
+        (
+            not any(step.validation for step in own),
+            "Validation during the training: none. Its scores would be figures of patients without noise.",
+        ),
+    )
+    return tuple(text for applies, text in reasons if applies)
+
+
 def _curves(
     steps: tuple[Step, ...], title: str, label: str, name: str, best_round: int | None, *, metric: str | None
 ) -> Chart | None:
     by_arm: dict[str, list[tuple[float, float]]] = {}
     for step in sorted(steps, key=lambda step: step.round):
-        value = step.train_loss if metric is None else step.validation.get(metric)
+        value = step.train_loss if metric is None else (step.validation or {}).get(metric)
         if value is not None:
             by_arm.setdefault(step.arm, []).append((step.round, value))
     if not by_arm:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from medveil.report.claim import TradeOff
 from medveil.report.record import Calibration, Roc
 
 Points = Sequence[tuple[float, float]]
@@ -139,6 +140,34 @@ def calibration(curve: Calibration, *, name: str) -> Markup:
         _unit_square(axes)
         axes.set_xlabel("Probability stated by the model")
         axes.set_ylabel("Share that was so")
+
+    return _render(draw, name, height=4.3)
+
+
+def trade_off(curve: TradeOff, *, name: str) -> Markup:
+    """Draw what the best membership attack misses against its false alarms; below the line no attack can come.
+
+    Args:
+        curve: false-negative rates by false-positive rates, which need not be sorted.
+        name: unique on the page.
+
+    Returns:
+        An ``<svg>`` element.
+
+    Reference:
+        Dong, Roth & Su 2022, Definition 2.1, https://arxiv.org/abs/1905.02383
+    """
+    # The ends hold for every mechanism: who accuses everybody misses nobody.
+    points = sorted({*zip(curve.fpr, curve.fnr, strict=True), (1.0, 0.0)})
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [1, 0], color=_MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
+        alarms, missed = zip(*points, strict=True)
+        axes.fill_between(alarms, missed, color=_MAIN, alpha=0.1, linewidth=0)
+        axes.plot(alarms, missed, **_LINES["main"])
+        _unit_square(axes)
+        axes.set_xlabel("False alarms")
+        axes.set_ylabel("Missed, at least")
 
     return _render(draw, name, height=4.3)
 

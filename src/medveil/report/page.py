@@ -8,7 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from medveil.errors import RunError
-from medveil.report import evidence, provenance, results, wording
+from medveil.report import evidence, privacy, provenance, results, wording
 from medveil.report.blocks import Section
 from medveil.report.record import Run, read_run
 
@@ -16,6 +16,7 @@ from medveil.report.record import Run, read_run
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
     results.comparison,
     provenance.protection,
+    privacy.privacy,
     results.test_figures,
     results.groups,
     evidence.learning,
@@ -79,6 +80,7 @@ def render(run: Run) -> str:
     return environment.get_template("report.html.j2").render(
         record=run.record,
         style=Markup(style),  # noqa: S704 - our own file
+        stamp_notice=wording.stamp_notice(run.record),
         phantom_notice=wording.phantom_notice(run.record),
         headline=wording.headline(run.record),
         sections=[section(run) for section in SECTIONS],

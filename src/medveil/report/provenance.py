@@ -11,16 +11,13 @@ _SPLITS = ("train", "validation", "test")
 def protection(run: Run) -> Section:
     """What stood between a curious party and the images, and what did not."""
     record = run.record
-    blocks: list[Block] = [
-        Prose((wording.protection_notice(record),), tone="warning" if record.privacy is None else "plain")
-    ]
-    if record.privacy:
-        blocks.append(_facts(record.privacy))
-    blocks += [
+    promised = record.privacy is not None and not record.privacy.stamp
+    blocks = (
+        Prose((wording.protection_notice(record),), tone="plain" if promised else "warning"),
         Bullets("Active", record.protection.active or ("Nothing recorded",), tone="good"),
         Bullets("Not active", record.protection.inactive or ("Nothing recorded",), tone="bad"),
-    ]
-    return Section("protection", "What was protected, and what was not", tuple(blocks))
+    )
+    return Section("protection", "What was protected, and what was not", blocks)
 
 
 def training(run: Run) -> Section:

@@ -12,18 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from medveil.errors import RunError
+from medveil.report.claim import Claim
+from medveil.report.parts import Curve, Part
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _REMEDY = "run the study again, or restore the run folder from a copy"
-
-
-class Part(BaseModel):
-    """Base of every part of the record: frozen, finite numbers, unknown keys ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
 
 
 class Quantity(Part):
@@ -109,16 +105,6 @@ class Model(Part):
     parameters: int | None = None
     architecture_hash: str | None = None
     input_shape: tuple[int, ...] | None = None
-
-
-class Curve(Part):
-    """Two or three lists of equal length that a chart draws."""
-
-    @model_validator(mode="after")
-    def _equal_lengths(self) -> "Curve":
-        if len({len(values) for _, values in self}) > 1:
-            raise ValueError("the lists of a curve differ in length")
-        return self
 
 
 class Roc(Curve):
@@ -215,7 +201,7 @@ class Record(Part):
     external: tuple[External, ...] = ()
     references: References = References()
     cost: Cost = Cost()
-    privacy: dict[str, Any] | None = None
+    privacy: Claim | None = None
     protection: Protection = Protection()
     artifacts: dict[str, str] = Field(default_factory=dict)
 
@@ -232,7 +218,7 @@ class Step(Part):
     arm: str
     round: int
     train_loss: float | None = None
-    validation: dict[str, float | None] = Field(default_factory=dict)
+    validation: dict[str, float | None] | None = None
     seconds: float | None = None
 
 

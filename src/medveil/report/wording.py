@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from medveil.report import claim_wording
 from medveil.report.record import Quantities, Quantity, Record, Scores
+from medveil.study.card import NO_PROMISE
 
 NOT_MEASURED = "not measured"
 PRIMARY = {"classification": "auc", "segmentation": "dice"}
@@ -135,7 +137,15 @@ def headline(record: Record) -> tuple[str, ...]:
     Returns:
         Sentences without markup; figures have two decimals here and three in the tables.
     """
-    return (_trained(record), _reached(record), *_compared(record))
+    claim = () if record.privacy is None else (claim_wording.short(record.privacy),)
+    return (_trained(record), _reached(record), *_compared(record), *claim)
+
+
+def stamp_notice(record: Record) -> str | None:
+    """The first line of a page about a run whose privacy claim does not hold; None for others."""
+    if record.privacy is None or record.privacy.stamp is None:
+        return None
+    return f"{record.privacy.stamp}: {NO_PROMISE}"
 
 
 def phantom_notice(record: Record) -> str | None:
@@ -149,9 +159,10 @@ def phantom_notice(record: Record) -> str | None:
 
 
 def protection_notice(record: Record) -> str:
-    """What privacy protection the run had, in one sentence."""
+    """What privacy protection the run had, in a sentence or two."""
     if record.privacy is not None:
-        return "A privacy mechanism was active in this run; its terms follow."
+        follow = "" if record.privacy.stamp else " Its terms follow in the next section."
+        return claim_wording.short(record.privacy) + follow
     if any("secure aggregation" in text.lower() for text in record.protection.active):
         return "No differential privacy was active: the trained model may reveal something about single patients."
     return (
@@ -198,9 +209,21 @@ def limits(record: Record) -> tuple[str, ...]:
             simulated(record),
             "The sites were simulated on one computer: a real network of hospitals adds delays and failures.",
         ),
-        (record.privacy is None, "No statement on privacy loss can be made from this run."),
+        *_privacy_limits(record),
     ]
     return tuple(text for applies, text in facts if applies)
+
+
+def _privacy_limits(record: Record) -> tuple[tuple[bool, str], ...]:
+    claim = record.privacy
+    return (
+        (claim is None, "No statement on privacy loss can be made from this run."),
+        (claim is not None and claim.stamp is not None, "The run is NOT PRIVATE: its epsilon is no promise."),
+        (
+            claim is not None and claim.stamp is None,
+            "Epsilon is a bound that rests on the assumptions listed with it. It covers training patients alone.",
+        ),
+    )
 
 
 def simulated(record: Record) -> bool:
@@ -232,7 +255,11 @@ def _trained(record: Record) -> str:
     if not sites:
         return f"A model that {purpose} was trained."
     where = f"across {count(sites, 'site')}" if sites > 1 else "at 1 site"
-    how = ", which were simulated on one computer" if simulated(record) else " that kept their images to themselves"
+    how = " that kept their images to themselves"
+    if record.privacy is not None and record.privacy.mode == "central":
+        how = ", whose images one curator held"
+    if simulated(record):
+        how = ", which were simulated on one computer"
     return f"A model that {purpose} was trained {where}{how if sites > 1 else ''}."
 
 

@@ -1,10 +1,12 @@
-"""The ways a plan trains: federated over its sites, and the references on pooled and on own data."""
+"""What every arm of a run shares: models, trainers, checkpoints; and the references, trained on one party's data."""
 
 import copy
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,26 +14,26 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medveil.federation.coordinator import Coordinator, Row, Watch
-from medveil.federation.inprocess import InProcess
-from medveil.federation.local import LocalWork, check_buffers, local_steps
+from medveil.accounting.events import Event
+from medveil.dp import check
+from medveil.dp.plan import PrivacyPlan, check_delta
+from medveil.federation.coordinator import Row, validation_due
+from medveil.federation.local import check_buffers, local_steps
 from medveil.federation.selection import Selection
-from medveil.federation.server import Averaging, ServerOptimiser, ServerStep
-from medveil.federation.settings import FedSgd
-from medveil.federation.site import Site
 from medveil.federation.snapshot import Snapshot, load_snapshot, save_snapshot
-from medveil.federation.stages import build_pipeline
 from medveil.federation.transport import Traffic
 from medveil.models.registry import build
 from medveil.models.weights import load_weights
-from medveil.rng import Seeds
+from medveil.rng import SecureRandom, Seeds
 from medveil.study.folder import MetricsLog, RunFolder
 from medveil.study.plan import Plan
 from medveil.study.prepare import Party, Prepared, input_scale
 from medveil.study.progress import Progress, Tick
 from medveil.training.device import one_thread
 from medveil.training.loop import Trainer
-from medveil.training.optimisers import Schedule, build_optimiser, optimiser_state, restore_optimiser
+from medveil.training.objectives import per_example_loss
+from medveil.training.optimisers import build_optimiser, optimiser_state, restore_optimiser
+from medveil.training.private import Privately, PrivateTrainer
 from medveil.training.validation import Scores, validation_scores
 from medveil.training.vectors import Vector, floating_buffers, from_vector, to_vector, trainable
 
@@ -49,6 +51,8 @@ class Outcome:
         earlier_seconds: spent in this arm by processes that were interrupted.
         traffic: bytes, for the federated arm.
         lost: sites that did not stay, with the reason.
+        charged: what each party's ledger was charged for this run; None without a privacy claim.
+        ledgers: what those ledgers say, for the record.
     """
 
     weights: Vector
@@ -59,6 +63,8 @@ class Outcome:
     earlier_seconds: float
     traffic: Traffic | None = None
     lost: dict[str, str] | None = None
+    charged: dict[str, Event] | None = None
+    ledgers: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +79,8 @@ class Workshop:
         progress: whoever watches.
         device: where models compute.
         first: model with the plan's first weights; every arm starts from a copy.
+        bound: what the plan promises, or None.
+        ledgers: folder of the parties' privacy ledgers.
         halt: set to end every training at its next step.
     """
 
@@ -83,6 +91,8 @@ class Workshop:
     progress: Progress
     device: torch.device
     first: nn.Module
+    bound: PrivacyPlan | None
+    ledgers: Path
     halt: threading.Event = field(default_factory=threading.Event)
 
     def model(self) -> nn.Module:
@@ -91,16 +101,47 @@ class Workshop:
 
     def trainer(self, party: Party, number: int) -> Trainer:
         """A trainer for one party; the pool and a sole site share number 0, hence their batches."""
-        return Trainer(
+        return Trainer(self.model(), party.train, self.plan.training, **self._options(number))
+
+    def private_trainer(self, party: Party, number: int, parties: int) -> Trainer:
+        """The party's trainer under the plan's claim: private by itself where patients or images are the unit.
+
+        Raises:
+            GuaranteeError: the claim would be hollow for this party.
+            ConfigError: delta is too large for its number of units.
+        """
+        bound = self.bound
+        if bound is None or bound.unit == "site":
+            return self.trainer(party, number)
+        units = party.train.num_subjects if bound.unit == "patient" else len(party.train)
+        check_delta(bound.delta, units, nominal=False)
+        dimension = sum(parameter.numel() for parameter in trainable(self.first))
+        privately = Privately(
+            step=bound.step(dimension, party.name, parties), unit=bound.unit, random=self.random("party", number)
+        )
+        return PrivateTrainer(
             self.model(),
             party.train,
             self.plan.training,
-            scale=input_scale(self.plan.data.preprocess),
-            num_classes=self.prepared.num_classes,
-            seeds=Seeds(self.plan.seed).child("party", number),
-            device=self.device,
-            halt=self.halt,
+            private=privately,
+            performance=self.plan.performance,
+            **self._options(number),
         )
+
+    def random(self, *names: str | int) -> SecureRandom:
+        """A fresh secure source, or the plan's seeded one, which makes every claim void."""
+        if self.bound is None or self.bound.secure:
+            return SecureRandom()
+        return SecureRandom.seeded(Seeds(self.plan.seed).child("privacy", *names))
+
+    def _options(self, number: int) -> dict[str, Any]:
+        return {
+            "scale": input_scale(self.plan.data.preprocess),
+            "num_classes": self.prepared.num_classes,
+            "seeds": Seeds(self.plan.seed).child("party", number),
+            "device": self.device,
+            "halt": self.halt,
+        }
 
     def scorer(self, model: nn.Module, party: Party) -> Callable[[], Scores] | None:
         """Validation of ``model`` on the party's own validation data, or None when it has none."""
@@ -201,59 +242,12 @@ def build_model(plan: Plan, input_shape: tuple[int, ...], num_classes: int) -> n
         task=plan.task,
     )
     check_buffers(model, plan.federation.buffers)
+    if plan.privacy.dp is not None and plan.privacy.unit != "site":
+        loss = partial(per_example_loss, config=plan.training.loss)
+        check(model, input_shape=input_shape, loss=loss, num_classes=num_classes)
     if plan.initial_weights is not None:
         load_weights(model, plan.root / plan.initial_weights)
     return model
-
-
-def train_federated(shop: Workshop) -> Outcome:
-    """Train over the sites through messages; goes on from a checkpoint when there is one."""
-    plan, parties = shop.plan, shop.prepared.sites
-    journal = Journal(shop, "federated")
-    pipeline = build_pipeline(plan.privacy.stages)
-    sites = {
-        party.name: Site(
-            party.name,
-            plan_hash=plan.digest(),
-            work=_work(shop, party, number),
-            weighting=plan.federation.weighting,
-            pipeline=pipeline,
-        )
-        for number, party in enumerate(parties)
-    }
-    first = shop.model()
-    transport = InProcess(sites, workers=_workers(shop), traffic=_earlier_traffic(journal.snapshot))
-
-    def commit(row: Row) -> None:
-        traffic = transport.traffic()
-        journal.commit(row, coordinator.snapshot(), {"sent": dict(traffic.sent), "received": dict(traffic.received)})
-
-    coordinator = Coordinator(
-        plan_hash=plan.digest(),
-        sites=list(sites),
-        settings=plan.federation,
-        metric=plan.metric(),
-        server=_server(plan, first),
-        pipeline=pipeline,
-        weights=to_vector(trainable(first)),
-        buffers=to_vector(floating_buffers(first)),
-        watch=Watch(site_back=journal.tick, round_done=commit),
-    )
-    if journal.snapshot is not None:
-        coordinator.restore(journal.snapshot)
-    one_thread()  # the server step runs here: its sums, too, must not depend on the number of cores
-    transport.run(coordinator)
-    weights, buffers = coordinator.selection.chosen(coordinator.weights, coordinator.buffers)
-    return Outcome(
-        weights=weights,
-        buffers=buffers,
-        rounds=coordinator.round,
-        best_round=coordinator.selection.best_round,
-        stopped_early=coordinator.round < plan.federation.rounds,
-        earlier_seconds=journal.earlier,
-        traffic=transport.traffic(),
-        lost=dict(coordinator.lost),
-    )
 
 
 def train_alone(shop: Workshop, party: Party, arm: str, *, number: int, steps_factor: int = 1) -> Outcome:
@@ -281,7 +275,7 @@ def train_alone(shop: Workshop, party: Party, arm: str, *, number: int, steps_fa
     while done < rounds and not selection.exhausted:
         loss = trainer.run(optimiser, first_step=done * steps, count=steps, total_steps=rounds * steps)
         done += 1
-        due = done % plan.federation.validate_every == 0 or done == rounds
+        due = validation_due(plan.federation, done)
         scores = score() if due and score else ({} if due else None)
         selection.consider(done, scores, *_vectors(trainer.model))
         row = {"round": done, "train_loss": loss, "validation": scores, "sites": 1}
@@ -295,36 +289,6 @@ def load_outcome(model: nn.Module, outcome: Outcome) -> nn.Module:
     from_vector(outcome.weights, trainable(model))
     from_vector(outcome.buffers, floating_buffers(model))
     return model
-
-
-def _work(shop: Workshop, party: Party, number: int) -> LocalWork:
-    trainer = shop.trainer(party, number)
-    return LocalWork(
-        trainer=trainer,
-        algorithm=shop.plan.federation.algorithm,
-        optimiser=shop.plan.training.optimiser,
-        rounds=shop.plan.federation.rounds,
-        score=shop.scorer(trainer.model, party),
-        num_validation=len(party.validation) if party.validation is not None else 0,
-    )
-
-
-def _workers(shop: Workshop) -> int:
-    return 1 if shop.device.type == "cuda" else shop.plan.performance.worker_count()
-
-
-def _server(plan: Plan, model: nn.Module) -> ServerStep:
-    shapes = [parameter.shape for parameter in trainable(model)]
-    algorithm = plan.federation.algorithm
-    if isinstance(algorithm, FedSgd):
-        return ServerOptimiser(plan.training.optimiser, plan.training.schedule, shapes, direction=1)
-    if algorithm.server is None:
-        return Averaging()
-    return ServerOptimiser(algorithm.server, Schedule(), shapes, direction=-1)
-
-
-def _earlier_traffic(snapshot: Snapshot | None) -> Traffic | None:
-    return None if snapshot is None else Traffic(snapshot.facts["sent"], snapshot.facts["received"])
 
 
 def _vectors(model: nn.Module) -> tuple[Vector, Vector]:

@@ -12,6 +12,7 @@ from medveil.federation.stages import build_pipeline
 from medveil.models.architecture import architecture_hash
 from medveil.study.arms import build_model
 from medveil.study.plan import Plan
+from medveil.study.privacy import bind_plan, privacy_part
 from medveil.study.record import protection_part
 from medveil.training.device import choose_device
 
@@ -28,10 +29,12 @@ def dry_run(plan: Plan) -> dict[str, Any]:
         ModelError: the model cannot be built for the input that the plan states.
     """
     pipeline = build_pipeline(plan.privacy.stages)
+    bound = bind_plan(plan)
+    privacy = None if bound is None else privacy_part(plan, bound)
     device: torch.device = choose_device(plan.performance.device)
     model = _describe_model(plan)
     sites = None if isinstance(plan.data.partition, NaturalPartition) else plan.data.partition.count
-    protection = protection_part(plan, pipeline)
+    protection = protection_part(plan, pipeline, privacy)
     content = {
         "name": plan.name,
         "task": plan.task,
@@ -40,7 +43,7 @@ def dry_run(plan: Plan) -> dict[str, Any]:
         "sites": sites,
         "model": model,
         "rounds": plan.federation.rounds,
-        "privacy": None,
+        "privacy": privacy,
         "protection": protection,
         "device": device.type,
     }

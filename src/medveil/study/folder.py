@@ -6,6 +6,7 @@ import json
 import os
 import re
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ class RunFolder:
         self.state = path / "state"
         self.seen = self.state / "seen.txt"
         self.inputs = self.state / "inputs.json"
+        self.ledgers = path / "ledgers"
 
     @contextmanager
     def claim(self) -> Iterator[None]:
@@ -111,6 +113,13 @@ class RunFolder:
                 expected="the same data, network and first weights",
                 remedy="choose another --out, or bring back what was there",
             )
+
+    def run_id(self) -> str:
+        """A random name for this run, made once: two runs of one plan are two entries in a privacy ledger."""
+        path = self.state / "run-id"
+        if not path.exists():
+            write_text(path, uuid.uuid4().hex)
+        return path.read_text(encoding="utf-8")
 
     def checkpoint(self, arm: str) -> Path:
         """Checkpoint file of an arm."""

@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from medveil.accounting.events import Event
 from medveil.configuration import Config, parse_config
 from medveil.data.partition import IidPartition, Partition
 from medveil.data.sources import AnySource, read_data_file
 from medveil.data.splits import Splits
 from medveil.data.subject import Task
+from medveil.dp.settings import Mechanism, Relation, Trusted, Unit
 from medveil.errors import ConfigError
 from medveil.evaluation.intervals import BootstrapConfig
 from medveil.federation.settings import Federation
@@ -87,10 +89,58 @@ class References(Config):
     local_only: bool = True
 
 
+class Earlier(Config):
+    """Something else that touched the same patients and is composed with the training.
+
+    Attributes:
+        what: one phrase, for the report: "tuning on the same patients", "published mean age".
+        event: what it was, as the accountant reads it.
+    """
+
+    what: str = Field(min_length=1, max_length=200)
+    event: Event
+
+
+Override = Literal["unprotected-references", "counted-class-weights"]
+
+
 class Privacy(Config):
-    """The privacy pipeline: stages in order, each discriminated by ``kind``; empty protects nothing."""
+    """What protects the patients whose images are trained on. With ``dp``, the claim is stated in full.
+
+    Attributes:
+        stages: what happens to a site's update, in order, each discriminated by ``kind``.
+        unit: whose presence is hidden: "patient", "image" or "site".
+        relation: between neighbouring data sets: "add-remove" or "replace-one".
+        delta: of the guarantee; below one over the number of units of the smallest party.
+        trusted: who sees more than the guarantee covers; must be whom the mechanism trusts.
+        held_out: "public": validation and test patients are outside the guarantee and their scores may be published.
+            "private": nothing is validated during the training.
+        one_image_per_patient: states that images whose source names no patients are of different patients.
+        earlier: what else touched the same patients.
+        dp: the mechanism; None promises no differential privacy.
+        overrides: hazards that are knowingly accepted; the run is then stamped NOT PRIVATE.
+    """
 
     stages: tuple[dict[str, Any], ...] = ()
+    unit: Unit | None = None
+    relation: Relation | None = None
+    delta: float | None = Field(None, gt=0, lt=1)
+    trusted: Trusted | None = None
+    held_out: Literal["public", "private"] | None = None
+    one_image_per_patient: bool = False
+    earlier: tuple[Earlier, ...] = ()
+    dp: Mechanism | None = None
+    overrides: tuple[Override, ...] = ()
+
+    @model_validator(mode="after")
+    def _stated_in_full(self) -> Self:
+        names = ("unit", "relation", "delta", "trusted", "held_out")
+        missing = [name for name in names if getattr(self, name) is None]
+        if self.dp is not None and missing:
+            raise ValueError(f"a claim with its unit, relation, delta, trusted and held_out; {missing[0]} is missing")
+        if self.dp is None and (len(missing) < len(names) or self.earlier or self.overrides):
+            raise ValueError("no claim where there is no mechanism: add [privacy.dp], or remove the claim")
+        return self
 
 
 class Plan(Config):
@@ -131,6 +181,9 @@ class Plan(Config):
             raise ValueError(f"federation: {self.task} is validated by {', '.join(sorted(metrics - {'auto'}))}")
         if self.task == "segmentation" and self.evaluation.threshold != "validation":
             raise ValueError("evaluation.threshold belongs to classification: masks take the most probable class")
+        views = getattr(self.privacy.dp, "views", 1)
+        if 0 < self.training.view_pool < views:
+            raise ValueError(f"training.view_pool must be 0 or at least privacy.dp.views, {views}")
         slices = self.data.preprocess.slices
         if slices is not None and slices.keep == "foreground":
             raise ValueError('data.preprocess.slices.keep = "foreground" would choose test slices by their true masks')

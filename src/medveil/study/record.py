@@ -13,10 +13,11 @@ import medveil
 from medveil.federation.stages import Pipeline
 from medveil.models.architecture import architecture_hash
 from medveil.study.arms import Outcome
+from medveil.study.card import epsilon_text
 from medveil.study.plan import Plan
 from medveil.study.prepare import Prepared
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def data_part(plan: Plan, prepared: Prepared) -> dict[str, Any]:
@@ -91,24 +92,37 @@ def training_part(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def protection_part(plan: Plan, pipeline: Pipeline) -> dict[str, list[str]]:
+def protection_part(plan: Plan, pipeline: Pipeline, privacy: dict[str, Any] | None) -> dict[str, list[str]]:
     """What protection was and was not active, in sentences."""
     pooled = plan.task == "classification" and plan.evaluation.threshold == "validation"
+    threshold = "; and, to choose the decision threshold, its validation predictions." if pooled else "."
+    left = "Images stayed at their sites. What left a site: model updates"
+    if privacy is None:
+        left += ", its number of examples, its training loss and its validation scores"
+    elif privacy["mode"] == "central":
+        left = "Images were pooled at a trusted curator. What left it: noisy steps of the model and validation scores"
+    else:
+        left += " and its validation scores"
+    claim = [] if privacy is None or privacy["stamp"] else [_claim(privacy)]
+    if privacy is None:
+        missing = ["Differential privacy: none. The model may remember individual patients."]
+    else:
+        missing = [f"Differential privacy: {privacy['stamp']}. {reason}" for reason in privacy["stamp_reasons"]]
     return {
-        "active": [
-            (
-                "Images stayed at their sites. What left a site: model updates, its number of examples, its training "
-                "loss and its validation scores"
-                + ("; and, to choose the decision threshold, its validation predictions." if pooled else ".")
-            ),
-            *pipeline.describe(),
-        ],
+        "active": [left + threshold, *claim, *pipeline.describe()],
         "inactive": [
-            "Differential privacy: none. The model may remember individual patients.",
+            *missing,
             "Secure aggregation: none. The coordinator saw every site's update in the clear.",
             "Encrypted inference: none. Whoever runs the model sees the image, and the other way round.",
         ],
     }
+
+
+def _claim(privacy: dict[str, Any]) -> str:
+    return (
+        f"Differential privacy: epsilon {epsilon_text(privacy['epsilon'])} at delta {privacy['delta']:g}, unit: one "
+        f"{privacy['unit']}, {privacy['relation']}. It holds against: {privacy['holds_against'][0]}"
+    )
 
 
 def metrics_part(result: dict[str, Any], per_site: dict[str, Any], per_subgroup: dict[str, Any]) -> dict[str, Any]:

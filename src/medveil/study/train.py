@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from medveil.dp.plan import PrivacyPlan
 from medveil.errors import ConfigError, DivergedError
 from medveil.evaluation.curves import Threshold
 from medveil.federation.stages import build_pipeline
@@ -23,15 +24,17 @@ from medveil.models.architecture import architecture_hash
 from medveil.models.weights import save_weights
 from medveil.rng import Seeds
 from medveil.study import record
-from medveil.study.arms import Outcome, Workshop, build_model, load_outcome, train_alone, train_federated
+from medveil.study.arms import Outcome, Workshop, build_model, load_outcome, train_alone
 from medveil.study.card import model_card
 from medveil.study.environment import describe_environment, peak_memory_mb
 from medveil.study.external import ForeignTest, load_external, score_external
+from medveil.study.federated import train_federated
 from medveil.study.folder import MetricsLog, RunFolder, read_json, write_json, write_text
 from medveil.study.manifest import verify_manifest, write_manifest
 from medveil.study.pictures import save_examples
 from medveil.study.plan import Plan
 from medveil.study.prepare import Party, Prepared, prepare
+from medveil.study.privacy import bind_plan, privacy_part
 from medveil.study.progress import Progress, Silent
 from medveil.study.scoring import Scorer, check_subgroups, point_metrics
 from medveil.training.device import be_deterministic, choose_device
@@ -55,11 +58,18 @@ class Arms:
     failed: dict[str, str]
 
 
-def train(plan: Plan, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+def train(plan: Plan, out: Path, progress: Progress | None = None, *, ledgers: Path | None = None) -> dict[str, Any]:
     """Run ``plan`` in the folder ``out``.
 
     A run that was interrupted, however hard, goes on when called again with the same plan, data and folder, and
     ends with the same weights. A finished run is not repeated, only verified.
+
+    Args:
+        plan: what to do.
+        out: the run's folder.
+        progress: told what happens.
+        ledgers: folder of the sites' privacy ledgers, one file a site; by default in the run folder, where no other
+            run is composed with this one.
 
     Returns:
         The content of ``record.json``.
@@ -71,16 +81,17 @@ def train(plan: Plan, out: Path, progress: Progress | None = None) -> dict[str, 
     progress = progress or Silent()
     folder = RunFolder(out)
     build_pipeline(plan.privacy.stages)  # an illegal pipeline is refused before any data is read
+    bound = bind_plan(plan)
     with folder.claim():
         folder.bind_plan({"plan_hash": plan.digest(), "plan": plan.model_dump(mode="json")})
         if folder.record.exists() and folder.manifest.exists():
             verify_manifest(out)
             progress.note("This run is finished; its files are unchanged")
             return read_json(folder.record)
-        return _run(plan, folder, progress)
+        return _run(plan, folder, progress, bound, ledgers or folder.ledgers)
 
 
-def _run(plan: Plan, folder: RunFolder, progress: Progress) -> dict[str, Any]:
+def _run(plan: Plan, folder: RunFolder, progress: Progress, bound: PrivacyPlan | None, ledgers: Path) -> dict[str, Any]:
     clock = _Clock()
     device = choose_device(plan.performance.device)
     be_deterministic(device)
@@ -91,7 +102,7 @@ def _run(plan: Plan, folder: RunFolder, progress: Progress) -> dict[str, Any]:
     foreign = load_external(plan, prepared)
     first = build_model(plan, prepared.input_shape, prepared.num_classes).to(device)
     folder.bind_inputs(_inputs(plan, prepared, first))
-    shop = Workshop(plan, prepared, folder, MetricsLog(folder.metrics), progress, device, first)
+    shop = Workshop(plan, prepared, folder, MetricsLog(folder.metrics), progress, device, first, bound, ledgers)
     clock.mark("data")
     with _interruptible(shop):
         federated = train_federated(shop)
@@ -205,6 +216,9 @@ def _wanted_references(plan: Plan) -> list[str]:
 def _scored(shop: Workshop, arms: Arms, foreign: Sequence[ForeignTest]) -> dict[str, Any]:
     """Everything of the record but its cost and its artifacts."""
     plan, prepared = shop.plan, shop.prepared
+    privacy = None
+    if shop.bound is not None:
+        privacy = privacy_part(plan, shop.bound, charged=arms.federated.charged, ledgers=arms.federated.ledgers)
     scorer = Scorer(plan, prepared.dataset.class_names, shop.device)
     model = load_outcome(shop.model(), arms.federated)
     threshold = scorer.threshold(model, prepared.pool().validation)
@@ -224,8 +238,8 @@ def _scored(shop: Workshop, arms: Arms, foreign: Sequence[ForeignTest]) -> dict[
         "details": result["details"],
         "external": [score_external(one, scorer, model, threshold, result["metrics"]) for one in foreign],
         "references": _references(shop, arms, scorer, prepared),
-        "privacy": None,
-        "protection": record.protection_part(plan, build_pipeline(plan.privacy.stages)),
+        "privacy": privacy,
+        "protection": record.protection_part(plan, build_pipeline(plan.privacy.stages), privacy),
     }
 
 

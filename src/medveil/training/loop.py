@@ -12,16 +12,15 @@ from torch import nn
 from medveil.errors import ConfigError, DivergedError
 from medveil.rng import Seeds
 from medveil.training.arrays import ArrayData, InputScale
-from medveil.training.augmentation import Augmentation, augment
 from medveil.training.batches import batch_indices, steps_per_epoch
 from medveil.training.objectives import balanced_weights, per_example_loss
 from medveil.training.optimisers import set_lr
 from medveil.training.settings import Training
 from medveil.training.vectors import trainable
+from medveil.training.views import Views
 
 # Dropout draws from torch's global generator, which threads share.
 _GLOBAL_RANDOMNESS = threading.Lock()
-_AS_THEY_ARE = Augmentation()
 _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd,)  # noqa: SLF001 - torch has no public base of its dropout layers
 
 
@@ -70,9 +69,17 @@ class Trainer:
         self.parameters = trainable(model)
         self._data = data
         self._settings = settings
-        self._scale = scale
         self._seeds = seeds
         self._device = device
+        self._views = Views(
+            model,
+            data,
+            scale=scale,
+            augmentation=settings.augmentation,
+            pool=settings.view_pool,
+            seeds=seeds.child("pool"),
+            device=device,
+        )
         self._amp = settings.amp == "bf16"
         self._random = any(isinstance(layer, _RANDOM_LAYERS) for layer in model.modules())
         self._weights = self._class_weights(num_classes)
@@ -88,7 +95,7 @@ class Trainer:
         """Steps in one pass over the data."""
         return steps_per_epoch(len(self._data), self._settings.batch_size)
 
-    def accumulate_gradient(self, step: int, proximal: Proximal | None = None) -> float:
+    def accumulate_gradient(self, step: int, proximal: Proximal | None = None) -> float | None:
         """Set every parameter's gradient to that of batch ``step``; return the batch's mean loss.
 
         Raises:
@@ -100,11 +107,7 @@ class Trainer:
         for parameter in self.parameters:
             parameter.grad = None
         with self._reproducible(step):
-            loss = self._batch_loss(step)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise diverged("loss")
-            loss.backward()  # type: ignore[no-untyped-call]
+            value = self._backward(step)
         if proximal is not None:
             with torch.no_grad():
                 for parameter, anchor in zip(self.parameters, proximal.anchor, strict=True):
@@ -122,24 +125,36 @@ class Trainer:
         count: int,
         total_steps: int,
         proximal: Proximal | None = None,
-    ) -> float:
+    ) -> float | None:
         """Take steps ``first_step`` .. ``first_step + count - 1`` of ``total_steps``; return their mean loss.
+
+        Returns:
+            The loss, or None where it may not be known (private training).
 
         Raises:
             DivergedError: the loss or, afterwards, a weight is not finite.
         """
-        losses = 0.0
+        losses: list[float | None] = []
         for step in range(first_step, first_step + count):
-            losses += self.accumulate_gradient(step, proximal)
+            losses.append(self.accumulate_gradient(step, proximal))
             set_lr(optimiser, self.learning_rate(step / total_steps))
             optimiser.step()
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters):
             raise diverged("weights")
-        return losses / max(count, 1)
+        return None if None in losses else sum(loss or 0.0 for loss in losses) / max(count, 1)
 
     def learning_rate(self, progress: float) -> float:
         """Learning rate at ``progress`` in [0, 1] of the whole training."""
         return self._settings.optimiser.lr * self._settings.schedule.factor(progress)
+
+    def _backward(self, step: int) -> float | None:
+        """Add the gradient of batch ``step`` to the parameters; return the batch's mean loss."""
+        loss = self._batch_loss(step)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise diverged("loss")
+        loss.backward()  # type: ignore[no-untyped-call]
+        return value
 
     def _batch_loss(self, step: int) -> torch.Tensor:
         picked = torch.from_numpy(
@@ -150,16 +165,13 @@ class Trainer:
                 batch_size=self._settings.batch_size,
             )
         )
-        images = self._scale(self._data.images[picked].to(self._device))
-        targets = self._data.targets[picked].to(self._device)
-        masks = targets if targets.dim() > 1 else None
-        if self._settings.augmentation != _AS_THEY_ARE:
-            generator = self._seeds.child("augment", step).torch()
-            images, masks = augment(images, masks, self._settings.augmentation, generator)
+        inputs, targets = self._views.draw(picked, self._seeds.child("augment", step))
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._amp):
-            logits = self.model(images)
-        wanted = (targets if masks is None else masks).long()
-        return per_example_loss(logits.float(), wanted, self._settings.loss, self._weights).mean()
+            logits = self._views.network(inputs)
+        return self._losses(logits.float(), targets).mean()
+
+    def _losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return per_example_loss(logits, targets, self._settings.loss, self._weights)
 
     @contextmanager
     def _reproducible(self, step: int) -> Iterator[None]:

@@ -21,6 +21,8 @@ class Training(Config):
         loss: per example, averaged over the batch.
         class_weights: "none", "balanced" (each party counts its own labels) or one positive weight per class.
         augmentation: of training images.
+        view_pool: views of every image that are drawn once and used again and again; 0 draws fresh ones each step.
+            With a network whose front is frozen (scattering), only the rest then runs in a step.
         max_grad_norm: the batch gradient is scaled down to this L2 norm for stability; not a privacy guarantee.
         amp: "off", or "bf16" for mixed precision in bfloat16.
     """
@@ -31,6 +33,7 @@ class Training(Config):
     loss: Loss = CrossEntropy()
     class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
     augmentation: Augmentation = Augmentation()
+    view_pool: int = Field(0, ge=0, le=64)
     max_grad_norm: float | None = Field(None, gt=0)
     amp: Literal["off", "bf16"] = "off"
 
@@ -50,11 +53,15 @@ class Performance(Config):
         workers: parties that compute at the same time, each on one thread; 0 takes one per core. On a CPU the
             result does not depend on it.
         eval_batch_size: images a forward pass when no gradient is needed.
+        dp_method: how per-patient gradients are computed; "auto" times the ways that fit the network, on noise.
+        dp_chunk: images whose gradients are held at a time; 0 chooses.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(0, ge=0)
     eval_batch_size: int = Field(256, ge=1)
+    dp_method: Literal["auto", "layerwise", "vmap", "microbatch"] = "auto"
+    dp_chunk: int = Field(0, ge=0)
 
     def worker_count(self) -> int:
         """Threads that compute at the same time."""

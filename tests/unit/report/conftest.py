@@ -210,6 +210,13 @@ def history(metric):
             yield {"arm": arm, "round": step, "train_loss": loss, "validation": {metric: score}, "seconds": 40.0}
 
 
+def private_history(metric):
+    """Of a run that trained without references: no loss left the training patients."""
+    for row in history(metric):
+        if row["arm"] == "federated":
+            yield row | {"train_loss": None, "validation": row["validation"] if row["round"] % 2 else None}
+
+
 def classified_examples():
     generator = np.random.default_rng(4)
     targets = np.arange(12) % 2
@@ -267,3 +274,16 @@ def edited(tmp_path):
         return write_run(tmp_path / "edited", record, history("auc"), classified_examples())
 
     return edit
+
+
+@pytest.fixture
+def private_run(tmp_path, claim):
+    """From a run's ``privacy`` (a claim that holds by default) to the folder of such a run, without references."""
+
+    def write(privacy=None):
+        record = classification_record()
+        record.update(privacy=privacy or claim(), references={"central": None, "local_only": None})
+        steps = [row for row in private_history("auc") if row["arm"] == "federated"]
+        return write_run(tmp_path / "private", record, steps, classified_examples())
+
+    return write

@@ -74,6 +74,7 @@ def test_sections_stand_in_the_agreed_order(pages):
     assert titles == [
         "How it compares",
         "What was protected, and what was not",
+        "Privacy: what the model may reveal",
         "Results on the test patients",
         "By site and by subgroup",
         "How the training went",

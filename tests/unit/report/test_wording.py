@@ -75,10 +75,10 @@ def test_protection_notice_says_what_was_missing(classification_run):
     assert notice.startswith("No differential privacy, no secure aggregation was active")
 
 
-def test_protection_notice_does_not_deny_what_was_active(edited):
+def test_protection_notice_does_not_deny_what_was_active(edited, claim):
     active = edited(lambda record: record["protection"].update(active=["Secure aggregation: sums only."]))
     assert "secure aggregation" not in wording.protection_notice(record_of(active))
-    private = edited(lambda record: record.update(privacy={"epsilon": 3.0, "delta": 1e-5}))
+    private = edited(lambda record: record.update(privacy=claim()))
     assert "No differential privacy" not in wording.protection_notice(record_of(private))
 
 

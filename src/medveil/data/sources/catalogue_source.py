@@ -31,6 +31,11 @@ class CatalogueSource(SourceConfig):
         """What counts as a subject."""
         return entry(self.name).subject_rule
 
+    @property
+    def names_patients(self) -> bool:
+        """Whether the source says whose an image is."""
+        return entry(self.name).names_patients
+
     def load(self, preprocess: Preprocess, root: Path) -> Dataset:  # noqa: ARG002 - the catalogue knows the place
         """Read the set; as :meth:`medveil.data.sources.contract.Source.load`.
 

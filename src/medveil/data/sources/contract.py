@@ -26,6 +26,11 @@ class Source(Protocol):
         """One sentence that says what counts as a subject: it decides what a privacy claim is about."""
         ...
 
+    @property
+    def names_patients(self) -> bool:
+        """Whether the source says whose an image is: a claim about patients needs it."""
+        ...
+
     def load(self, preprocess: Preprocess, root: Path) -> Dataset:
         """Read everything.
 

@@ -57,6 +57,11 @@ class DicomFolderSource(SourceConfig):
         """What counts as a subject."""
         return "a patient, as PatientID of the DICOM header gives it, is one subject"
 
+    @property
+    def names_patients(self) -> bool:
+        """Whether the source says whose an image is."""
+        return True
+
     def load(self, preprocess: Preprocess, root: Path) -> Dataset:
         """Read the folder; as :meth:`medveil.data.sources.contract.Source.load`."""
         folder = root / self.path

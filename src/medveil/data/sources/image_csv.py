@@ -64,6 +64,11 @@ class ImageCsvSource(SourceConfig):
         """What counts as a subject."""
         return subject_rule(self.patient)
 
+    @property
+    def names_patients(self) -> bool:
+        """Whether the source says whose an image is."""
+        return self.patient is not None
+
     def load(self, preprocess: Preprocess, root: Path) -> Dataset:
         """Read table and pictures; as :meth:`medveil.data.sources.contract.Source.load`."""
         target = self.label if self.mask is None else self.mask

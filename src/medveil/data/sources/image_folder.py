@@ -57,6 +57,11 @@ class ImageFolderSource(SourceConfig):
             return "each image is its own subject: no patient pattern was given"
         return "a patient, as the pattern finds it in file names, is one subject"
 
+    @property
+    def names_patients(self) -> bool:
+        """Whether the source says whose an image is."""
+        return self.patient is not None
+
     def load(self, preprocess: Preprocess, root: Path) -> Dataset:
         """Read the folder; as :meth:`medveil.data.sources.contract.Source.load`."""
         with open_tree(root / self.path) as tree:

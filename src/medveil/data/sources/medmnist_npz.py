@@ -31,6 +31,11 @@ class MedmnistSource(SourceConfig):
         """What counts as a subject."""
         return "each image is its own subject: the file has no patient numbers"
 
+    @property
+    def names_patients(self) -> bool:
+        """Whether the source says whose an image is."""
+        return False
+
     def load(self, preprocess: Preprocess, root: Path) -> Dataset:
         """Read the file; as :meth:`medveil.data.sources.contract.Source.load`."""
         published = read_medmnist(root / self.path)

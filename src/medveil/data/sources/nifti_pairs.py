@@ -60,6 +60,11 @@ class NiftiPairsSource(SourceConfig):
         """What counts as a subject."""
         return subject_rule(self.patient)
 
+    @property
+    def names_patients(self) -> bool:
+        """Whether the source says whose an image is."""
+        return self.patient is not None
+
     def load(self, preprocess: Preprocess, root: Path) -> Dataset:
         """Read the pairs; as :meth:`medveil.data.sources.contract.Source.load`."""
         rows = self._rows(root)

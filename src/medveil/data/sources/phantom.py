@@ -61,6 +61,11 @@ class PhantomSource(SourceConfig):
         """What counts as a subject."""
         return "each phantom patient, with all images drawn of it, is one subject"
 
+    @property
+    def names_patients(self) -> bool:
+        """Whether the source says whose an image is."""
+        return True
+
     def load(self, preprocess: Preprocess, root: Path) -> Dataset:  # noqa: ARG002 - no file is read
         """Draw the data set; as :meth:`medveil.data.sources.contract.Source.load`."""
         classes = ("clear", "opacity") if self.task == "classification" else ("background", "upper", "lower")

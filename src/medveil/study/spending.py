@@ -1,0 +1,102 @@
+"""Each party's account for one run: what it charges to the party's privacy ledger, and when."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medveil.accounting.events import Event, Repeated
+from medveil.accounting.ledger import Ledger
+from medveil.accounting.ledger_rows import EVERYONE
+from medveil.dp.plan import PrivacyPlan
+from medveil.study.arms import Workshop
+from medveil.study.folder import file_name
+from medveil.study.privacy import steps_per_round
+
+
+class Account:
+    """One party's ledger, as one run uses it; a :class:`medveil.federation.site.Spending`.
+
+    Args:
+        path: of the ledger; made where there is none.
+        run: name of the run, the same after a resume.
+        dataset: whose budget is charged.
+        bound: what the run promises.
+        per_round: steps in a round.
+    """
+
+    def __init__(self, path: Path, *, run: str, dataset: str, bound: PrivacyPlan, per_round: int) -> None:
+        self._ledger = Ledger(path)
+        self._run = run
+        self._dataset = dataset
+        self._bound = bound
+        self._event = Repeated(event=bound.step_event(), count=per_round)
+
+    def open(self) -> None:
+        """Hold back what the whole run may cost.
+
+        Raises:
+            BudgetError: it does not fit under the party's cap.
+        """
+        self._ledger.open_run(
+            self._run,
+            dataset=self._dataset,
+            unit=self._bound.unit,
+            relation=self._bound.relation,
+            planned=self._bound.event(),
+        )
+
+    @contextmanager
+    def release(self, round_number: int) -> Iterator[None]:
+        """Charge a round before the data are touched; a round that is repeated after a crash is charged again.
+
+        Raises:
+            BudgetError: the cap does not allow it.
+        """
+        reservation = self._ledger.reserve(
+            run=self._run,
+            release=f"round-{round_number}",
+            dataset=self._dataset,
+            unit=self._bound.unit,
+            relation=self._bound.relation,
+            event=self._event,
+        )
+        yield
+        self._ledger.commit(reservation)
+
+    def charged(self) -> Event | None:
+        """Everything that this run has charged, attempts before a crash included; None where the party refused."""
+        return self._ledger.charged(self._run, self._dataset)
+
+    def close(self) -> dict[str, Any]:
+        """Give back what was held and not used; what the ledger says, for the record."""
+        self._ledger.close_run(self._run)
+        spent = self._ledger.spent(self._dataset, delta=self._bound.delta)
+        cap = self._ledger.state().datasets[self._dataset].caps.get(EVERYONE)
+        entries, head = self._ledger.head
+        self._ledger.close()
+        return {
+            "entries": entries,
+            "head": head,
+            "epsilon_all_runs": spent.epsilon,
+            "runs": len(spent.runs),
+            "cap": None if cap is None else cap.epsilon,
+        }
+
+
+def open_accounts(shop: Workshop, parties: Sequence[str]) -> dict[str, Account]:
+    """One account a party; none where the plan promises nothing."""
+    if shop.bound is None:
+        return {}
+    shop.ledgers.mkdir(parents=True, exist_ok=True)
+    run = shop.folder.run_id()
+    return {
+        party: Account(
+            shop.ledgers / f"{file_name(party)}.sqlite",
+            run=run,
+            dataset=shop.prepared.dataset.name,
+            bound=shop.bound,
+            per_round=steps_per_round(shop.plan),
+        )
+        for party in parties
+    }
