@@ -11,7 +11,7 @@ from medveil.accounting import epsilon
 from medveil.accounting.ledger import Ledger
 from medveil.errors import BudgetError, ConfigError, GuaranteeError, TooFewSitesError, UnsupportedModelError
 from medveil.federation.messages import Join, Result, decode
-from medveil.study import federated
+from medveil.study import arms, federated
 from medveil.study.dry_run import dry_run
 from medveil.study.plan import load_plan
 from medveil.study.train import train
@@ -156,12 +156,32 @@ def test_over_its_cap_a_site_refuses_and_says_so(run, tmp_path):
     with Ledger(folder / "site-2.sqlite") as ledger:
         ledger.set_budget("phantom-classification", epsilon=1.0, delta=1e-3, relation="add-remove", unit="patient")
         before = ledger.head
-    with pytest.raises(TooFewSitesError, match="budget|cap"):
+    with pytest.raises(TooFewSitesError, match=r"budget|cap"):
         run(LOCAL, ledgers=folder)
     with Ledger(folder / "site-2.sqlite") as ledger:
         assert ledger.head == before
     record = run(LOCAL, "federation.min_sites=2", out="without", ledgers=folder)
     assert set(record["training"]["lost_sites"]) == {"site-2"}
+
+
+def test_a_round_that_a_crash_repeats_is_charged_again(run, monkeypatch):
+    commit, rounds = arms.Journal.commit, []
+
+    def crash(journal, row, *rest):
+        rounds.append(row["round"])
+        if rounds == [1, 2, 3]:
+            raise KeyboardInterrupt
+        return commit(journal, row, *rest)
+
+    monkeypatch.setattr(arms.Journal, "commit", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run(CENTRAL)
+    said = run(CENTRAL)["privacy"]
+    assert rounds == [1, 2, 3, 3, 4]
+    assert (said["steps"], said["steps_planned"]) == (5, 4)
+    again = epsilon(sampling_rate=0.3, noise_multiplier=said["noise_multiplier"], steps=5, delta=1e-3)
+    assert said["epsilon"] == pytest.approx(again, rel=1e-3)
+    assert said["epsilon"] > said["epsilon_target"]
 
 
 def test_nothing_but_the_noisy_update_leaves_a_site(run, monkeypatch):

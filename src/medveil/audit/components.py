@@ -127,9 +127,9 @@ def _scope(audited: AuditedStep, watched: tuple[int, int], hidden: tuple[str, ..
         ),
         f"Sampling: the trainer's own step, {steps} steps of {units} units told apart by a linear network.",
         (
-            f"Gradients by {audited.performance.dp_method}, of units made to be large also by {audited.plain_method}, on "
-            f"the processor; random views, dropout and "
-            "training.max_grad_norm off, an adaptive bound held still except to read its count."
+            f"Gradients by {audited.performance.dp_method} (of units made to be large also by {audited.plain_method}) "
+            "on the processor; random views, dropout and training.max_grad_norm off; an adaptive bound held still "
+            "except to read its count."
         ),
         "Not looked at: secrets that leave by other ways, other machines, sites together, real images.",
     ]

@@ -19,7 +19,7 @@ from medveil.audit.verdict import Component
 from medveil.dp.clipping import AdaptiveClipping
 from medveil.rng import SecureRandom, Seeds
 
-_STEPS: Final = 400
+_STEPS: Final = 250
 _PIXELS: Final = 32
 _SWING: Final = 0.05
 _EXACT: Final = 1e-3

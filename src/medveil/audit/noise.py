@@ -23,7 +23,7 @@ from medveil.rng import SecureRandom, Seeds
 
 _UNITS: Final = 4
 _VALUES: Final = 1_000_000
-_FEWEST, _MOST = 6, 48
+_FEWEST, _MOST = 6, 24
 _FRESH_TRAINERS: Final = 2
 
 

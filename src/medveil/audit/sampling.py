@@ -21,7 +21,7 @@ from medveil.rng import SecureRandom
 from medveil.training.arrays import ArrayData
 
 _LEAST_UNITS, _MOST_UNITS = 400, 1600
-_LEAST_STEPS, _MOST_STEPS = 250, 1000
+_LEAST_STEPS, _MOST_STEPS = 240, 1000
 _IMAGES: Final = (1, 1, 1, 2, 3)
 
 

@@ -1,8 +1,9 @@
 """How far one unit moves the sum, and whether anything else moves with it: paired runs with the same coins."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,7 @@ _LOUD: Final = 1e6
 _SHARE: Final = 0.1
 _NEAR: Final = 0.9
 _SHRUNK: Final = 1e-3
+_TRIALS: Final = 80
 
 
 @dataclass
@@ -120,15 +122,28 @@ def _contributions(audited: AuditedStep, seeds: Seeds) -> Iterator[tuple[str, ND
             moved, error = _moved(each, others, probe, seeds.child("coins", number))
             np.maximum(reached, _shares(audited, moved), out=reached)
             yield probe.name + strength, moved, most + error
-    for index in np.flatnonzero(reached < _SHARE):
-        noise = ordinary(audited, 1, seeds.child("lopsided", int(index)))[0]
-        black = replace(noise, image=torch.zeros_like(noise.image))
-        trials = [(*each, probe) for each in _lopsided(amplified, int(index)) for probe in (noise, black)]
-        for name, lopsided, probe in trials:
-            moved, error = _moved(lopsided, [not_a_number(audited)], probe, seeds.child("coins"))
-            yield f"weights that favour {name}", moved, most + error
+    trials = chain.from_iterable(
+        _favouring(amplified, int(index), seeds.child("lopsided"), most) for index in np.flatnonzero(reached < _SHARE)
+    )
+    yield from islice(trials, _TRIALS)
+
+
+def _favouring(
+    audited: AuditedStep, index: int, seeds: Seeds, most: float
+) -> Iterator[tuple[str, NDArray[np.float64], float]]:
+    """Contributions under weights that push the gradient into one tensor, until one lies there."""
+    noise = ordinary(audited, 1, seeds)[0]
+    black = replace(noise, image=torch.zeros_like(noise.image))
+    # What nobody adds does not depend on the weights.
+    absent = release(audited, arrays(audited, [not_a_number(audited)]), seeds)
+    for lopsided in _lopsided(audited, index):
+        for probe in (noise, black):
+            present = release(lopsided, arrays(lopsided, [not_a_number(lopsided), probe]), seeds)
+            with np.errstate(invalid="ignore"):
+                moved = present.total - absent.total
+            yield f"weights that favour {audited.tensors[index][0]}", moved, most + present.error + absent.error
             if _shares(audited, moved)[index] >= _SHARE:
-                break
+                return
 
 
 def _moved(
@@ -155,26 +170,28 @@ def _amplified(audited: AuditedStep) -> Training:
     return training
 
 
-def _lopsided(audited: AuditedStep, index: int) -> Iterator[tuple[str, AuditedStep]]:
-    """Weights with which most of the gradient may lie in one tensor: shrink it, what precedes it, what surrounds it."""
-    name = audited.tensors[index][0]
-    owner = name.rpartition(".")[0]
-    siblings = [place for place, (other, _) in enumerate(audited.tensors) if other.rpartition(".")[0] == owner]
-    before = list(range(index))
-    after = list(range(index + 1, len(audited.tensors)))
+def _lopsided(audited: AuditedStep, index: int) -> Iterator[AuditedStep]:
+    """Weights with which much of the gradient may lie in one tensor.
+
+    Shrinking a layer weakens what passes it; growing the weights of a normalised one shrinks their gradient.
+    """
+    tensors = audited.tensors
+    owner = tensors[index][0].rpartition(".")[0]
+    siblings = {place for place, (name, _) in enumerate(tensors) if name.rpartition(".")[0] == owner}
+    before, after = set(range(index)), set(range(index + 1, len(tensors)))
+    larger = {place for place, (_, size) in enumerate(tensors) if size > tensors[index][1]}
     for shrunk, grown in (
-        ([index], []),
-        (siblings, []),
-        ([*before, *siblings], []),
-        (before, []),
-        ([place for place in siblings if place != index], []),
-        ([], after),
+        ({index}, set()),
+        (set(), larger),
+        (before | siblings, set()),
+        (before, set()),
+        (set(), after),
     ):
         if shrunk or grown:
-            yield name, replace(audited, model=_scaled(audited.model, shrunk, grown))
+            yield replace(audited, model=_scaled(audited.model, shrunk, grown))
 
 
-def _scaled(model: torch.nn.Module, shrunk: Sequence[int], grown: Sequence[int]) -> torch.nn.Module:
+def _scaled(model: torch.nn.Module, shrunk: Collection[int], grown: Collection[int]) -> torch.nn.Module:
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for index, tensor in enumerate(trainable(twin)):

@@ -15,8 +15,8 @@ _INSTANCE = ("INSTANCE", {"affine": True})
 _DYNUNET = {"kernel_size": [3] * 3, "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 6, 8]}
 _RESNET = {
     "block": "basic",
-    "layers": [1, 1],
-    "block_inplanes": [4, 8],
+    "layers": [1, 1, 1, 1],
+    "block_inplanes": [4, 4, 4, 4],
     "n_input_channels": 1,
     "norm": ("GROUP", {"num_groups": 2}),
 }

@@ -10,7 +10,7 @@ from medveil.dp.plan import bind
 from medveil.dp.settings import CentralDpSgd
 from medveil.rng import SecureRandom, Seeds
 from medveil.training.arrays import ArrayData, InputScale
-from medveil.training.private import PrivateTrainer, Privately
+from medveil.training.private import Privately, PrivateTrainer
 from medveil.training.settings import Performance, Training
 
 NOISELESS = 2e-6
