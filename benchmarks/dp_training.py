@@ -9,7 +9,7 @@ Opacus cannot hook convolutions with standardised filters (norm = "ws"), so it r
 norm = "group" and its rows are compared with ours on that net. The noise here is torch's own in all variants: the
 cryptographic sampler is measured elsewhere. Opacus is a development dependency; nothing of medveil imports it.
 
-    python benchmarks/dp_training.py [--threads 2] [--repeats 8] [--batches 64 256] [--only cnn] [--no-memory]
+    python benchmarks/dp_training.py [--threads 2] [--repeats 8] [--batches 64 256] [--only cnn] [--no-memory] [--cpu-time]
 """
 
 import argparse
@@ -112,7 +112,7 @@ def step_of(variant, kind, norm, batch, chunk_size):
     return medveil_step(model, loss, images, targets, method=variant, chunk_size=chunk_size)
 
 
-def seconds(steps, repeats):
+def seconds(steps, repeats, clock):
     """Least seconds of each, taken in turn; None for a step that raises."""
     best = dict.fromkeys(steps, float("inf"))
     for name, step in steps.items():
@@ -124,9 +124,9 @@ def seconds(steps, repeats):
     for _ in range(repeats):
         for name, step in steps.items():
             if best[name] is not None:
-                begun = time.perf_counter()
+                begun = clock()
                 step()
-                best[name] = min(best[name], time.perf_counter() - begun)
+                best[name] = min(best[name], clock() - begun)
     return best
 
 
@@ -153,7 +153,8 @@ def table(kind, norm, batch, options):
     """Print one table: seconds a step, ratio to the plain step, peak memory."""
     names = [name for name in options.variants if not (name == "opacus" and norm == "ws")]
     steps = {name: step_of(name, kind, norm, batch, options.chunk) for name in names}
-    found = seconds(steps, options.repeats)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    found = seconds(steps, options.repeats, clock)
     del steps
     gc.collect()
     print(f"{kind} {'x'.join(map(str, CASES[kind][1:]))} norm={norm} batch={batch}")
@@ -175,6 +176,7 @@ def main():
     parser.add_argument("--norms", nargs="+", default=["ws", "group"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "layerwise", "vmap", "opacus"])
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--cpu-time", action="store_true", help="of the process: steadier on a busy machine, 1 thread")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)

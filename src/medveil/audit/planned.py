@@ -11,7 +11,7 @@ from medveil.dp.settings import LocalDpSgd, SiteDpFedAvg
 from medveil.errors import ConfigError, GuaranteeError
 from medveil.rng import Seeds
 from medveil.study.arms import build_model
-from medveil.study.dry_run import _input_shape, _num_classes
+from medveil.study.dry_run import stated_classes, stated_shape
 from medveil.study.plan import Plan
 from medveil.study.prepare import input_scale
 from medveil.study.privacy import bind_plan
@@ -69,8 +69,8 @@ def planned_step(
             got="no [privacy.dp]" if promise is None else 'privacy.dp.kind = "site"',
             expected='privacy.dp.kind = "central" or "local"',
         )
-    shape = _agreed("input shape", _input_shape(plan), input_shape, "--shape 1,28,28")
-    classes = _agreed("number of classes", _num_classes(plan.data.source), num_classes, "--classes 2")
+    shape = _agreed("input shape", stated_shape(plan), input_shape, "--shape 1,28,28")
+    classes = _agreed("number of classes", stated_classes(plan.data.source), num_classes, "--classes 2")
     model = build_model(plan, shape, classes)
     dimension = sum(parameter.numel() for parameter in trainable(model))
     party, parties = _first_party(plan)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medveil.errors import ConfigError, ModelError
 from medveil.models.cnn import CnnConfig, build_cnn
+from medveil.models.filterbank import FilterbankConfig, build_filterbank
 from medveil.models.layers import FamilyConfig
 from medveil.models.monai_nets import MonaiConfig, build_monai
 from medveil.models.monet import MonetConfig, build_monet
@@ -35,6 +36,7 @@ ModelConfig = Annotated[
     | Resnet18Config
     | Resnet20Config
     | ScatteringConfig
+    | FilterbankConfig
     | UnetConfig
     | MonetConfig
     | MonaiConfig,
@@ -48,6 +50,7 @@ _BUILDERS: Final[dict[type, Callable[[Any, tuple[int, ...], int], nn.Module]]] =
     Resnet18Config: build_resnet18,
     Resnet20Config: build_resnet20,
     ScatteringConfig: build_scattering,
+    FilterbankConfig: build_filterbank,
     UnetConfig: build_unet,
     MonetConfig: build_monet,
     MonaiConfig: build_monai,

@@ -52,7 +52,7 @@ def dry_run(plan: Plan) -> dict[str, Any]:
 
 def _describe_model(plan: Plan) -> dict[str, Any] | None:
     """Parameters and hash, where the plan states its images and classes; None where only the data know them."""
-    shape, classes = _input_shape(plan), _num_classes(plan.data.source)
+    shape, classes = stated_shape(plan), stated_classes(plan.data.source)
     if shape is None or classes is None:
         return None
     model = build_model(plan, shape, classes)
@@ -68,7 +68,8 @@ def _describe_model(plan: Plan) -> dict[str, Any] | None:
     }
 
 
-def _input_shape(plan: Plan) -> tuple[int, ...] | None:
+def stated_shape(plan: Plan) -> tuple[int, ...] | None:
+    """Shape of one image, (channels, *spatial), where the plan says it; None where only the data know."""
     preprocess, source = plan.data.preprocess, plan.data.source
     size: tuple[int, ...] | None
     if isinstance(source, PhantomSource):
@@ -80,7 +81,8 @@ def _input_shape(plan: Plan) -> tuple[int, ...] | None:
     return None if size is None else (channels, *size)
 
 
-def _num_classes(source: object) -> int | None:
+def stated_classes(source: object) -> int | None:
+    """Number of classes, background included, where the source says it; None where only the data know."""
     if isinstance(source, PhantomSource):
         return 2 if source.task == "classification" else 3
     if isinstance(source, CatalogueSource):

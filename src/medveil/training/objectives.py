@@ -43,6 +43,8 @@ def per_example_loss(
     Returns:
         Shape (N,).
     """
+    if class_weights is not None:
+        class_weights = class_weights.to(logits.dtype)
     if isinstance(config, DiceCrossEntropy):
         return _dice_cross_entropy(logits, targets, config, class_weights)
     losses = functional.cross_entropy(

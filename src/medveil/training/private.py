@@ -111,7 +111,7 @@ class PrivateTrainer(Trainer):
 
     def _blocks(self) -> Iterator[NDArray[np.int64]]:
         """The examples of this step's units: whole units, about as many views at a time as memory is meant to hold."""
-        limit = self._private.step.max_images or len(self._owner)
+        limit = self._private.step.max_images or max(len(self._owner), 1)
         picked = choose_examples(self._owner, self._sampler.draw(), limit, self._picks)
         picked = picked[np.argsort(self._owner[picked], kind="stable")]
         starts = np.flatnonzero(np.diff(self._owner[picked], prepend=-1))

@@ -13,13 +13,6 @@ from medveil.models.registry import build
 
 _INSTANCE = ("INSTANCE", {"affine": True})
 _DYNUNET = {"kernel_size": [3] * 3, "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 6, 8]}
-_RESNET = {
-    "block": "basic",
-    "layers": [1, 1, 1, 1],
-    "block_inplanes": [4, 4, 4, 4],
-    "n_input_channels": 1,
-    "norm": ("GROUP", {"num_groups": 2}),
-}
 _VIT = {"patch_size": 8, "hidden_size": 12, "mlp_dim": 12, "num_layers": 1, "num_heads": 2, "classification": True}
 _UNETR = {"feature_size": 4, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2, "norm_name": "instance"}
 _UNET = {"channels": [4, 8], "strides": [2], "num_res_units": 1}
@@ -35,7 +28,6 @@ NETWORKS = {
         (1, 32, 32),
         True,
     ),
-    "ResNet": (_RESNET, (1, 32, 32), True),
     "ViT": (_VIT | {"post_activation": "none"}, (1, 16, 16), False),
     "UNETR": (_UNETR, (1, 32, 32), False),
 }
