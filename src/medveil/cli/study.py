@@ -38,6 +38,13 @@ def command() -> None:
 @click.option("--seed-list", "listed", metavar="LIST", help="These seeds instead, for example 1,5,7.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting of every plan.")
 @click.option(
+    "--at",
+    "per_epsilon",
+    multiple=True,
+    metavar="EPSILON:KEY=VALUE",
+    help="Change one setting of every plan at one epsilon only, for example 1:training.optimiser.lr=0.25.",
+)
+@click.option(
     "--ledger",
     "ledgers",
     type=click.Path(path_type=Path, file_okay=False),
@@ -54,6 +61,7 @@ def epsilon_grid(
     count: int | None,
     listed: str | None,
     overrides: tuple[str, ...],
+    per_epsilon: tuple[str, ...],
     ledgers: Path | None,
     jobs: int,
     as_json: bool,
@@ -70,9 +78,16 @@ def epsilon_grid(
     from medveil.study.epsilon_grid import epsilon_grid as run_grid
     from medveil.study.plan import load_plan
 
-    loaded = [load_plan(plan, overrides) for plan in plans]
+    changes = _per_epsilon(per_epsilon)
     grid = run_grid(
-        loaded, out, epsilons=wanted, seeds=seeds, ledgers=ledgers, jobs=jobs, progress=Watcher(quiet=quiet)
+        [load_plan(plan, overrides) for plan in plans],
+        out,
+        epsilons=wanted,
+        seeds=seeds,
+        at={at: [load_plan(plan, [*overrides, *more]) for plan in plans] for at, more in changes.items()},
+        ledgers=ledgers,
+        jobs=jobs,
+        progress=Watcher(quiet=quiet),
     )
     from medveil.report.epsilon_grid import write_figure
 
@@ -91,9 +106,30 @@ def _print(grid: "Grid", out: Path, figures: tuple[Path, ...], as_json: bool) ->
     click.echo(f"Figure: {', '.join(map(str, figures))}")
 
 
+def _per_epsilon(changes: tuple[str, ...]) -> dict[float | None, list[str]]:
+    found: dict[float | None, list[str]] = {}
+    for change in changes:
+        epsilon, colon, override = change.partition(":")
+        try:
+            at = _epsilon(epsilon)
+        except ValueError:
+            colon = ""
+        if not colon:
+            raise click.BadParameter(
+                f"{change!r} is not of the form EPSILON:KEY=VALUE, for example 1:training.optimiser.lr=0.25",
+                param_hint="--at",
+            )
+        found.setdefault(at, []).append(override)
+    return found
+
+
+def _epsilon(text: str) -> float | None:
+    return None if text.strip() == _NONE else float(text)
+
+
 def _epsilons(text: str) -> list[float | None]:
     try:
-        return [None if part.strip() == _NONE else float(part) for part in text.split(",")]
+        return [_epsilon(part) for part in text.split(",")]
     except ValueError:
         raise click.BadParameter(
             f'{text!r} is not a list of numbers and "none", for example 1,3,none', param_hint="--epsilon"

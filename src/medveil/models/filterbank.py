@@ -83,7 +83,8 @@ class FilterbankFront(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features: filters, their positive parts, location; shape (N, num_features, coarse rows, coarse columns)."""
         described = self.filtered(images)
-        location = self.get_buffer("location").expand(len(images), -1, -1, -1)
+        # A sum, not expand(): torch.fx cannot trace a batch size that is handed to a tensor's method.
+        location = torch.zeros_like(described[:, :1]) + self.get_buffer("location")
         return torch.cat([described, functional.relu(described), location], dim=1)
 
     def filtered(self, images: Tensor) -> Tensor:

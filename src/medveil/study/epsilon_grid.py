@@ -1,7 +1,7 @@
 """Accuracy against epsilon: every plan at every epsilon with every seed, each in its own run folder."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ def epsilon_grid(
     *,
     epsilons: Sequence[float | None] = EPSILONS,
     seeds: Sequence[int] = SEEDS,
+    at: Mapping[float | None, Sequence[Plan]] | None = None,
     ledgers: Path | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Grid:
     """Train every plan at every epsilon with every seed, and write ``table.csv``, ``table.md`` and ``table.json``.
 
-    The settings of a plan are fixed in advance: nothing is tuned for an epsilon. Each run lies in
+    The settings of a plan are fixed in advance; what an epsilon changes in them is stated in ``at``. Each run lies in
     ``out/<plan>/eps-<epsilon>/seed-<seed>``. Called again with the same plans and folder, finished runs are verified
     and used as they are, interrupted ones go on after their last full round.
 
@@ -41,6 +42,7 @@ def epsilon_grid(
         epsilons: each > 0, or None for the plan without its protection
             (:func:`medveil.study.grid_plan.without_privacy`).
         seeds: root seeds of the runs.
+        at: for some epsilons, other plans of the same names (a learning rate that goes with the noise, say).
         ledgers: folder of the parties' privacy ledgers, in which all runs compose; by default each run has its own.
         jobs: runs that train at the same time, each in a process of its own when above 1 (a program that calls this
             then needs the usual ``if __name__ == "__main__"``).
@@ -57,7 +59,7 @@ def epsilon_grid(
         RunError: no run of the grid finished, or a run's folder cannot be used.
         MedveilError: the data or a ledger cannot be used.
     """
-    cells = grid_cells(plans, out, epsilons, seeds)
+    cells = grid_cells(plans, out, epsilons, seeds, at)
     watch, task = progress or Silent(), plans[0].task
     runs = run_cells(cells, METRICS[task], ledgers=ledgers, jobs=jobs, progress=watch)
     watch.note("Adding up what all private runs cost together")
@@ -73,7 +75,11 @@ def epsilon_grid(
 
 
 def grid_cells(
-    plans: Sequence[Plan], out: Path, epsilons: Sequence[float | None], seeds: Sequence[int]
+    plans: Sequence[Plan],
+    out: Path,
+    epsilons: Sequence[float | None],
+    seeds: Sequence[int],
+    at: Mapping[float | None, Sequence[Plan]] | None = None,
 ) -> tuple[Cell, ...]:
     """Every run of the grid, seed by seed, so that an early end leaves whole tables.
 
@@ -82,13 +88,37 @@ def grid_cells(
         ResumeError: a run folder was begun with another plan.
     """
     _check_lists(plans, epsilons, seeds)
-    batches = {plan.name: private_batch(plan) for plan in plans if None in epsilons}
-    cells = tuple(_cell(plan, out, epsilon, seed, batches) for seed in seeds for plan in plans for epsilon in epsilons)
+    chosen = _chosen(plans, epsilons, at or {})
+    batches = {plan.name: private_batch(plan) for plan in chosen.get(None, {}).values()}
+    cells = tuple(
+        _cell(chosen[epsilon][plan.name], out, epsilon, seed, batches)
+        for seed in seeds
+        for plan in plans
+        for epsilon in epsilons
+    )
     for cell in cells:  # all of them before any is trained
         folder = RunFolder(cell.folder)
         if folder.plan.exists():
             folder.bind_plan({"plan_hash": cell.plan.digest()})
     return cells
+
+
+def _chosen(
+    plans: Sequence[Plan], epsilons: Sequence[float | None], at: Mapping[float | None, Sequence[Plan]]
+) -> dict[float | None, dict[str, Plan]]:
+    """The plans of every epsilon, by name."""
+    names = [plan.name for plan in plans]
+    for epsilon, others in at.items():
+        if epsilon not in epsilons or [plan.name for plan in others] != names:
+            raise ConfigError(
+                "Settings are given for an epsilon that the grid does not have, or for other plans",
+                got=f"epsilon {epsilon_name(epsilon)}",
+                expected="an epsilon of the grid, and plans of the same names",
+                remedy="correct --at, or add the epsilon to --epsilon",
+            )
+        for plan in others:
+            mechanism_of(plan)
+    return {epsilon: {plan.name: plan for plan in at.get(epsilon, plans)} for epsilon in epsilons}
 
 
 def _cell(plan: Plan, out: Path, epsilon: float | None, seed: int, batches: dict[str, int]) -> Cell:

@@ -14,7 +14,7 @@ from scipy.stats import norm
 from medveil.errors import ConfigError
 from medveil.report.epsilon_grid import write_figure
 from medveil.study import grid_plan
-from medveil.study.epsilon_grid import epsilon_grid, epsilon_name
+from medveil.study.epsilon_grid import epsilon_grid, epsilon_name, grid_cells
 from medveil.study.grid_plan import at_epsilon, mean_images, private_batch, without_privacy
 from medveil.study.grid_result import Grid, Spread, rows_of
 from medveil.study.grid_runs import GridRun
@@ -364,3 +364,21 @@ def test_the_figure_shows_means_at_what_was_spent(tmp_path):
 def test_the_same_grid_has_the_same_bytes(tmp_path):
     first = [path.read_bytes() for path in write_figure(GRID, tmp_path)]
     assert [path.read_bytes() for path in write_figure(GRID, tmp_path)] == first
+
+
+def test_an_epsilon_may_have_settings_of_its_own(tmp_path, plan_of):
+    plan = plan_of(PLAN)
+    slower = plan.model_copy(
+        update={
+            "training": plan.training.model_copy(
+                update={"optimiser": plan.training.optimiser.model_copy(update={"lr": 0.01})}
+            )
+        }
+    )
+    cells = grid_cells([plan], tmp_path, [1.0, 3.0], [1], {1.0: [slower]})
+    assert {cell.epsilon: cell.plan.training.optimiser.lr for cell in cells} == {
+        1.0: 0.01,
+        3.0: plan.training.optimiser.lr,
+    }
+    with pytest.raises(ConfigError, match="does not have"):
+        grid_cells([plan], tmp_path, [3.0], [1], {1.0: [slower]})
