@@ -9,17 +9,17 @@ Opacus cannot hook convolutions with standardised filters (norm = "ws"), so it r
 norm = "group" and its rows are compared with ours on that net. The noise here is torch's own in all variants: the
 cryptographic sampler is measured elsewhere. Opacus is a development dependency; nothing of medveil imports it.
 
-    python benchmarks/dp_training.py [--threads 2] [--repeats 8] [--batches 64 256] [--only cnn] [--no-memory] [--cpu-time]
+    python benchmarks/dp_training.py [--threads 2] [--repeats 8] [--batches 64 256] [--only cnn] [--cpu-time]
 """
 
 import argparse
 import gc
 import json
-import resource
 import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
@@ -65,7 +65,7 @@ def medveil_step(model, loss, images, targets, *, method, chunk_size):
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-4)
     parameters = list(model.parameters())
     dimension = sum(tensor.numel() for tensor in parameters)
-    engine = GradientEngine(model, loss, method=method, chunk_size=chunk_size)
+    engine = GradientEngine(model, loss, method=method, chunk_size=chunk_size, overwrite=True)
     clipping, units = FlatClipping(l2_clip_norm=CLIP), torch.arange(len(images))
 
     def step():
@@ -146,7 +146,9 @@ def child(variant, kind, norm, batch, chunk_size, threads):
     step = step_of(variant, kind, norm, int(batch), int(chunk_size))
     for _ in range(2):
         step()
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    # Not getrusage: its peak includes that of the parent, from before exec.
+    (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    print(json.dumps(int(peak.split()[1]) / 1024))
 
 
 def table(kind, norm, batch, options):

@@ -1,7 +1,7 @@
 """Exact gradients of single examples for convolutions, plain and standardised."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,13 +11,27 @@ from torch.nn import functional
 
 from medveil.models.standardised import ScaledStdConv, ScaledStdConvTranspose
 
-_BLOCK_BYTES: Final = 2**22
+_BLOCK_BYTES: Final = 2**21
 """Gradients of one call: what a core's cache about holds. Larger calls were up to 2.5 times slower an example."""
 _FEW_POSITIONS: Final = 16
 _MANY_WEIGHTS: Final = 2**18
 """Fewer positions and more weights than these: a product of matrices an example is faster than a grouped call."""
 _VARIANCE_FLOOR: Final = 1e-4
 """As in :mod:`medveil.models.standardised`."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a layer's backward pass shall give besides the gradients of its parameters.
+
+    Attributes:
+        inputs: whether the gradient at the inputs is asked for.
+        room: memory for the gradients of a parameter, shape (N, *parameter.shape), with any content.
+    """
+
+    inputs: bool
+    room: Callable[[Tensor], Tensor]
+
 
 PlainConv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
@@ -161,16 +175,16 @@ class ConvRule:
         return self._geometry.run(inputs, self._module.weight, self._module.bias), (inputs,)
 
     def backward(
-        self, saved: tuple[Tensor, ...], upstream: Tensor, *, inputs: bool
+        self, saved: tuple[Tensor, ...], upstream: Tensor, wanted: Wanted
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Gradient at the inputs if asked for, and one an example for each trainable parameter."""
         module, geometry = self._module, self._geometry
         (images,) = saved
         upstream = upstream.contiguous()
-        before, _ = geometry.backward(images, module.weight, upstream, module.groups, (inputs, False))
+        before, _ = geometry.backward(images, module.weight, upstream, module.groups, (wanted.inputs, False))
         found: dict[str, Tensor] = {}
         if module.weight.requires_grad:
-            found["weight"] = images.new_empty((len(images), *module.weight.shape))
+            found["weight"] = wanted.room(module.weight)
             for part, rows in weight_gradients(geometry, images, upstream, module.weight):
                 found["weight"][part] = rows
         if module.bias is not None and module.bias.requires_grad:
@@ -205,16 +219,16 @@ class StandardisedRule:
         return self._geometry.run(inputs, weight, self._module.bias), (inputs, weight, unit, inverse)
 
     def backward(
-        self, saved: tuple[Tensor, ...], upstream: Tensor, *, inputs: bool
+        self, saved: tuple[Tensor, ...], upstream: Tensor, wanted: Wanted
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Gradient at the inputs if asked for, and one an example for each trainable parameter."""
         module, geometry = self._module, self._geometry
         images, weight, unit, inverse = saved
         upstream = upstream.contiguous()
-        before, _ = geometry.backward(images, weight, upstream, 1, (inputs, False))
+        before, _ = geometry.backward(images, weight, upstream, 1, (wanted.inputs, False))
         found: dict[str, Tensor] = {}
         if module.weight.requires_grad or module.gain.requires_grad:
-            found |= self._pulled_back(images, upstream, unit, inverse)
+            found |= self._pulled_back(images, upstream, unit, inverse, wanted.room(module.weight))
         if module.bias.requires_grad:
             found["bias"] = upstream.flatten(2).sum(2)
         return before, {name: rows for name, rows in found.items() if getattr(module, name).requires_grad}
@@ -235,11 +249,12 @@ class StandardisedRule:
             return rows.view(shape)
         return rows.view(shape[1], shape[0], *shape[2:]).transpose(0, 1).contiguous()
 
-    def _pulled_back(self, images: Tensor, upstream: Tensor, unit: Tensor, inverse: Tensor) -> dict[str, Tensor]:
-        """Gradients at weight and gain, from those at the standardised filters."""
+    def _pulled_back(
+        self, images: Tensor, upstream: Tensor, unit: Tensor, inverse: Tensor, found: Tensor
+    ) -> dict[str, Tensor]:
+        """Gradients at weight (in ``found``) and gain, from those at the standardised filters."""
         module, transposed = self._module, self._geometry.transposed
         factor = module.scale / math.sqrt(unit.shape[1])
-        found = images.new_empty((len(images), *module.weight.shape))
         gain = images.new_empty((len(images), *module.gain.shape))
         by_output = found.transpose(1, 2) if transposed else found
         for part, rows in weight_gradients(self._geometry, images, upstream, module.weight):
@@ -264,7 +279,9 @@ def pull_back(filters: Tensor, unit: Tensor, factor: Tensor, *, out: Tensor) -> 
         The sums of G * u, shape (N, out, 1).
     """
     shape = (len(filters), len(unit), *(1,) * (out.dim() - 2))
-    along = (filters * unit).sum(2, keepdim=True)
-    torch.sub(filters.view(out.shape), filters.mean(2).view(shape), out=out)
-    out.addcmul_(unit.view(out.shape[1:]), (along / unit.shape[1]).view(shape), value=-1).mul_(factor.view(shape[1:]))
-    return along
+    grads, units = filters.view(out.shape), unit.view(out.shape[1:])
+    # Everything in ``out``: fresh memory for each step costs more than the arithmetic.
+    along = torch.mul(grads, units, out=out).flatten(2).sum(2)
+    torch.sub(grads, filters.mean(2).view(shape), out=out)
+    out.addcmul_(units, (along / unit.shape[1]).view(shape), value=-1).mul_(factor.view(shape[1:]))
+    return along[..., None]

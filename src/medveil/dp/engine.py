@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from medveil.dp.layerwise import by_layer, without_rule
+from medveil.dp.layerwise import Pool, by_layer, without_rule
 from medveil.dp.methods import (
     WHAT_AUTOGRAD_RAISES,
     LossFunction,
@@ -123,8 +123,21 @@ def layerwise_refusal(model: nn.Module, loss: LossFunction, shapes: Shapes) -> s
     return _remembered(_LAYERWISE, loss, _key(model, shapes), tried)
 
 
-def run(method: Method, model: nn.Module, loss: LossFunction, images: Tensor, targets: Tensor) -> list[Tensor]:
-    """Per trainable parameter, in registration order, the gradients of the examples, (N, *shape)."""
+def run(
+    method: Method,
+    model: nn.Module,
+    loss: LossFunction,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    pool: Pool | None = None,
+) -> list[Tensor]:
+    """Per trainable parameter, in registration order, the gradients of the examples, (N, *shape).
+
+    With a ``pool``, "layerwise" may write them over those of an earlier call.
+    """
+    if method == "layerwise":
+        return by_layer(model, loss, images, targets, pool=pool)
     with warnings.catch_warnings():
         # Right but slow: an operation without a batching rule. The choice has timed it.
         warnings.filterwarnings("ignore", message="There is a performance drop")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medveil.dp.engine import METHODS, Choice, Shapes, choose, layerwise_refusal, run
+from medveil.dp.layerwise import Pool
 from medveil.dp.methods import LossFunction, Method, trainable
 from medveil.errors import ConfigError, UnsupportedModelError
 
@@ -29,6 +30,8 @@ class GradientEngine:
         loss: ``loss(outputs, targets)`` of a batch of one, a single number.
         method: "layerwise", "vmap", "microbatch", or "auto": timed on noise when the first batch comes.
         chunk_size: examples at a time; None takes the fastest for "auto" and 64 otherwise.
+        overwrite: a chunk may be written over the one before it: faster for a caller that is done with a chunk
+            before it asks for the next; others must copy what they keep.
 
     Raises:
         ConfigError: an unknown method, or a chunk size below 1.
@@ -42,11 +45,13 @@ class GradientEngine:
         *,
         method: Method | Literal["auto"] = "auto",
         chunk_size: int | None = None,
+        overwrite: bool = False,
     ) -> None:
         _check_settings(method, chunk_size)
         trainable(model)
         self._model, self._loss = model, loss
         self._method, self._chunk_size = method, chunk_size
+        self._pool: Pool | None = {} if overwrite else None
         self._choices: dict[tuple[Shapes, bool], Choice] = {}
 
     def chunks(self, images: Tensor, targets: Tensor, unit_index: Tensor) -> Iterator[list[Tensor]]:
@@ -114,7 +119,9 @@ class GradientEngine:
 
     def _rows(self, choice: Choice, images: Tensor, targets: Tensor, picked: Tensor) -> list[Tensor]:
         chosen = picked.to(images.device)
-        return run(choice.method, self._model, self._loss, images[chosen], targets[chosen.to(targets.device)])
+        return run(
+            choice.method, self._model, self._loss, images[chosen], targets[chosen.to(targets.device)], pool=self._pool
+        )
 
 
 def per_unit_gradients(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medveil.dp.conv_rules import ConvRule, StandardisedRule
+from medveil.dp.conv_rules import ConvRule, StandardisedRule, Wanted
 from medveil.models.standardised import ScaledStdConv, ScaledStdConvTranspose
 
 
@@ -23,9 +23,9 @@ class Rule(Protocol):
         """The layer's answer for (N, ...), and the tensors that :meth:`backward` needs."""
 
     def backward(
-        self, saved: tuple[Tensor, ...], upstream: Tensor, *, inputs: bool
+        self, saved: tuple[Tensor, ...], upstream: Tensor, wanted: Wanted
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Gradient at the inputs if asked for, and (N, *shape) for each trainable parameter by name."""
+        """Gradient at the inputs if wanted, and (N, *shape) for each trainable parameter by name."""
 
 
 class LinearRule:
@@ -39,7 +39,7 @@ class LinearRule:
         return functional.linear(inputs, self._module.weight, self._module.bias), (inputs,)
 
     def backward(
-        self, saved: tuple[Tensor, ...], upstream: Tensor, *, inputs: bool
+        self, saved: tuple[Tensor, ...], upstream: Tensor, wanted: Wanted
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """See :class:`Rule`."""
         module, count = self._module, len(upstream)
@@ -47,10 +47,10 @@ class LinearRule:
         columns = saved[0].reshape(count, -1, module.in_features)
         found: dict[str, Tensor] = {}
         if module.weight.requires_grad:
-            found["weight"] = torch.bmm(rows.transpose(1, 2), columns)
+            found["weight"] = torch.bmm(rows.transpose(1, 2), columns, out=wanted.room(module.weight))
         if module.bias is not None and module.bias.requires_grad:
             found["bias"] = rows.sum(1)
-        return upstream @ module.weight if inputs else None, found
+        return upstream @ module.weight if wanted.inputs else None, found
 
 
 class GroupNormRule:
@@ -76,14 +76,14 @@ class GroupNormRule:
         return answer, (images, mean, deviation)
 
     def backward(
-        self, saved: tuple[Tensor, ...], upstream: Tensor, *, inputs: bool
+        self, saved: tuple[Tensor, ...], upstream: Tensor, wanted: Wanted
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """See :class:`Rule`."""
         images, mean, deviation = saved
         weight, bias = self._module.weight, self._module.bias
         count, channels = images.shape[:2]
         groups = count * self._groups
-        which = (inputs, weight.requires_grad, bias.requires_grad)
+        which = (wanted.inputs, weight.requires_grad, bias.requires_grad)
         before, scales, shifts = torch.ops.aten.native_group_norm_backward(
             upstream.contiguous(),
             images,
@@ -116,14 +116,14 @@ class LayerNormRule:
         return answer, (inputs, mean, deviation)
 
     def backward(
-        self, saved: tuple[Tensor, ...], upstream: Tensor, *, inputs: bool
+        self, saved: tuple[Tensor, ...], upstream: Tensor, wanted: Wanted
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """See :class:`Rule`."""
         images, mean, deviation = saved
         module, count = self._module, len(upstream)
         shape = tuple(module.normalized_shape)
         before = torch.ops.aten.native_layer_norm_backward(
-            upstream, images, shape, mean, deviation, module.weight, module.bias, (inputs, False, False)
+            upstream, images, shape, mean, deviation, module.weight, module.bias, (wanted.inputs, False, False)
         )[0]
         found: dict[str, Tensor] = {}
         if module.weight.requires_grad:
@@ -145,13 +145,13 @@ class PReluRule:
         return functional.prelu(inputs, self._module.weight), (inputs,)
 
     def backward(
-        self, saved: tuple[Tensor, ...], upstream: Tensor, *, inputs: bool
+        self, saved: tuple[Tensor, ...], upstream: Tensor, wanted: Wanted
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """See :class:`Rule`."""
         (images,) = saved
         slope, count = self._module.weight, len(images)
         by_channel = slope if slope.numel() == 1 else slope.view(-1, *(1,) * (images.dim() - 2))
-        before = upstream * torch.where(images > 0, 1.0, by_channel) if inputs else None
+        before = upstream * torch.where(images > 0, 1.0, by_channel) if wanted.inputs else None
         return before, {"weight": (upstream * images.clamp(max=0)).reshape(count, slope.numel(), -1).sum(2)}
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import vmap
 
+from medveil.dp.conv_rules import Wanted
 from medveil.dp.layer_rules import Rule, rule_of
 from medveil.dp.methods import WHAT_AUTOGRAD_RAISES, LossFunction, single_loss, trainable
 from medveil.errors import UnsupportedModelError
@@ -36,7 +37,13 @@ def without_rule(model: nn.Module) -> tuple[str, ...]:
     return tuple(path for path, module in model.named_modules() if _owned(module) and rule_of(module) is None)
 
 
-def by_layer(model: nn.Module, loss: LossFunction, images: Tensor, targets: Tensor) -> list[Tensor]:
+Pool = dict[int, Tensor]
+"""Memory by parameter (its ``id``), shape (examples, *parameter.shape); fresh pages cost as much as the arithmetic."""
+
+
+def by_layer(
+    model: nn.Module, loss: LossFunction, images: Tensor, targets: Tensor, *, pool: Pool | None = None
+) -> list[Tensor]:
     """One pass over the batch, gradients taken apart layer by layer.
 
     Args:
@@ -44,6 +51,7 @@ def by_layer(model: nn.Module, loss: LossFunction, images: Tensor, targets: Tens
         loss: see :data:`medveil.dp.methods.LossFunction`.
         images: shape (N, channels, *spatial).
         targets: shape (N, ...).
+        pool: memory that may be written over and handed out again; it grows as needed.
 
     Returns:
         Per trainable parameter, in registration order, a tensor (N, *shape).
@@ -61,7 +69,7 @@ def by_layer(model: nn.Module, loss: LossFunction, images: Tensor, targets: Tens
             expected="convolutions, linear layers, group, instance and layer normalisation, PReLU",
             remedy=_REMEDY,
         )
-    sink = _Sink(len(images))
+    sink = _Sink(len(images), {} if pool is None else pool)
     with _captured(model, sink):
         outputs = model(images)
         total = _sum_of_losses(loss, outputs, targets)
@@ -77,11 +85,23 @@ def by_layer(model: nn.Module, loss: LossFunction, images: Tensor, targets: Tens
 class _Sink:
     """Gradients of single examples as they arrive; the uses of a tied parameter are summed."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, pool: Pool) -> None:
+        self.count, self._pool = count, pool
+        self._taken: set[int] = set()
         # Makes torch differentiate through a layer even where neither images nor weights ask for it.
         self.anchor = torch.zeros((), requires_grad=True)
         self._rows: dict[int, Tensor] = {}
+
+    def room(self, parameter: Tensor) -> Tensor:
+        """Memory for the parameter's gradients: of the pool for its first use in a pass, fresh for further ones."""
+        key, shape = id(parameter), (self.count, *parameter.shape)
+        if key in self._taken:
+            return parameter.new_empty(shape, requires_grad=False)
+        self._taken.add(key)
+        held = self._pool.get(key)
+        if held is None or len(held) < self.count or held.shape[1:] != parameter.shape or held.dtype != parameter.dtype:
+            held = self._pool[key] = parameter.new_empty(shape, requires_grad=False)
+        return held[: self.count]
 
     def add(self, parameter: Tensor, rows: Tensor) -> None:
         key = id(parameter)
@@ -105,7 +125,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        before, found = ctx.rule.backward(ctx.saved_tensors, upstream, inputs=ctx.needs_input_grad[1])
+        before, found = ctx.rule.backward(ctx.saved_tensors, upstream, Wanted(ctx.needs_input_grad[1], ctx.sink.room))
         for name, rows in found.items():
             ctx.sink.add(getattr(ctx.module, name), rows)
         return torch.zeros_like(upstream[(0,) * upstream.dim()]), before, None, None, None

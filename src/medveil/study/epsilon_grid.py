@@ -63,7 +63,9 @@ def epsilon_grid(
     watch, task = progress or Silent(), plans[0].task
     runs = run_cells(cells, METRICS[task], ledgers=ledgers, jobs=jobs, progress=watch)
     watch.note("Adding up what all private runs cost together")
-    grid = Grid(task, runs, rows_of(runs, METRICS[task]), composed(out, ledgers))
+    grid = Grid(
+        task, runs, rows_of(runs, METRICS[task]), composed(out, ledgers), tuple(epsilon_name(one) for one in at or {})
+    )
     write_tables(grid, out)
     if all(run.failed is not None for run in runs):
         raise RunError(

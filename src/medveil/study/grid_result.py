@@ -72,12 +72,14 @@ class Grid:
         runs: every run, finished or failed, in the order in which they were begun.
         rows: one for each plan and epsilon, over its seeds.
         spending: what all private runs in the folder cost together.
+        own_settings: epsilons whose plans differ in more than their epsilon, as tables write them.
     """
 
     task: str
     runs: tuple[GridRun, ...]
     rows: tuple[Row, ...]
     spending: Spending
+    own_settings: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -18,10 +18,9 @@ _TITLES = {"auc": "AUC", "balanced_accuracy": "Balanced accuracy", "dice": "Dice
 _SPREAD = ("mean", "sd", "low", "high")
 _COLUMNS = ("plan", "mode", "epsilon", "epsilon_reached", "delta", "noise_multiplier", "stamp")
 _PHANTOM = "Synthetic phantom images: these figures say nothing about patients."
-_FIXED = (
-    "The settings of each plan were fixed in advance and are the same at every epsilon and seed. "
-    '"none" is the same training without its protection: no noise, no clipping of single patients or sites.'
-)
+_FIXED = "The settings of each plan were fixed in advance and are the same at every epsilon and seed. "
+_OWN = "The settings of each plan are the same at every seed; these epsilons have settings of their own: {}. "
+_NONE = '"none" is the same training without its protection: no noise, no clipping of single patients or sites.'
 
 
 def write_tables(grid: Grid, out: Path) -> None:
@@ -80,7 +79,8 @@ def markdown(grid: Grid) -> str:
 def notes(grid: Grid) -> list[str]:
     """What a reader must know to read the figures, one paragraph each."""
     first = [_PHANTOM] if grid.phantom else []
-    return [*first, _FIXED, _spread_note(grid), *spending_notes(grid.spending)]
+    settings = _OWN.format(", ".join(grid.own_settings)) if grid.own_settings else _FIXED
+    return [*first, settings + _NONE, _spread_note(grid), *spending_notes(grid.spending)]
 
 
 def spending_notes(spending: Spending) -> list[str]:

@@ -112,7 +112,11 @@ def protection_part(plan: Plan, pipeline: Pipeline, privacy: dict[str, Any] | No
         "active": [left + threshold, *claim, *pipeline.describe()],
         "inactive": [
             *missing,
-            "Secure aggregation: none. The coordinator saw every site's update in the clear.",
+            (
+                "Secure aggregation: none. One curator trained, so there were no sites' updates to add up."
+                if privacy is not None and privacy["mode"] == "central"
+                else "Secure aggregation: none. The coordinator saw every site's update in the clear."
+            ),
             "Encrypted inference: none. Whoever runs the model sees the image, and the other way round.",
         ],
     }

@@ -39,6 +39,23 @@ def _batch(count, shape=(1, 8, 8), classes=3):
     return images, torch.randint(0, classes, (count,), generator=generator)
 
 
+class _Tied(nn.Module):
+    """One linear layer used twice as a module, and its weight once more under another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, images):
+        hidden = torch.tanh(self.first(images.flatten(1)))
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(hidden)))))
+
+
+def _tied():
+    return _Tied().double()
+
+
 @pytest.mark.parametrize("method", [*METHODS, "auto"])
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 100])
 def test_a_row_is_the_mean_over_the_units_examples(method, chunk_size):
@@ -65,6 +82,31 @@ def test_chunks_hold_whole_units_in_order_and_are_shaped_like_the_parameters(met
         assert [each.shape[1:] for each in chunk] == [each.shape for each in model.parameters()]
         assert all(each.dtype == torch.float32 and not each.requires_grad for each in chunk)
         assert len({len(each) for each in chunk}) == 1
+
+
+@pytest.mark.parametrize("make", [_classifier, _tied])
+def test_memory_that_is_written_over_holds_each_chunk_while_it_is_used(make):
+    torch.manual_seed(0)
+    model, (images, targets) = make(), _batch(9)
+    engine = GradientEngine(model, cross_entropy, method="layerwise", chunk_size=4, overwrite=True)
+    units = torch.tensor([0, 1, 2, 3, 4, 4, 4, 4, 4])  # a unit that takes several runs, and a last, shorter run
+    for _ in range(2):
+        rows = [
+            torch.cat([each.flatten(1) for each in chunk], 1).clone() for chunk in engine.chunks(images, targets, units)
+        ]
+        expected = oracle(model, cross_entropy, images, targets, units)
+        torch.testing.assert_close(torch.cat(rows), expected, rtol=1e-10, atol=1e-12)
+        images = -images
+
+
+def test_chunks_stay_as_they_are_unless_they_may_be_written_over():
+    model, (images, targets) = _classifier(), _batch(4)
+    for overwrite, kept in ((False, True), (True, False)):
+        engine = GradientEngine(model, cross_entropy, method="layerwise", chunk_size=1, overwrite=overwrite)
+        chunks = list(engine.chunks(images, targets, torch.arange(4)))
+        expected = oracle(model, cross_entropy, images, targets, torch.arange(4))
+        first = torch.cat([each.flatten(1) for each in chunks[0]], 1)
+        assert torch.allclose(first, expected[:1]) == kept
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -94,19 +136,6 @@ def test_the_network_is_left_as_it_was(method):
     assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
     assert model[3].weight.grad is None
     assert all("forward" not in vars(module) for module in model.modules())
-
-
-class _Tied(nn.Module):
-    """One linear layer used twice as a module, and its weight once more under another name."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 3)
-        self.second.weight = self.first.weight
-
-    def forward(self, images):
-        hidden = torch.tanh(self.first(images.flatten(1)))
-        return self.head(torch.tanh(self.second(torch.tanh(self.first(hidden)))))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -382,3 +383,8 @@ def test_an_epsilon_may_have_settings_of_its_own(tmp_path, plan_of):
     }
     with pytest.raises(ConfigError, match="does not have"):
         grid_cells([plan], tmp_path, [3.0], [1], {1.0: [slower]})
+
+
+def test_the_table_says_which_epsilons_have_settings_of_their_own():
+    assert "same at every epsilon" in markdown(GRID)
+    assert "settings of their own: 1, none" in markdown(replace(GRID, own_settings=("1", "none")))
