@@ -5,16 +5,30 @@ import tomllib
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from medveil.accounting import epsilon
 from medveil.accounting.ledger import Ledger
-from medveil.errors import BudgetError, ConfigError, GuaranteeError, TooFewSitesError, UnsupportedModelError
+from medveil.errors import (
+    BudgetError,
+    ConfigError,
+    GuaranteeError,
+    LedgerError,
+    TooFewSitesError,
+    UnsupportedModelError,
+)
 from medveil.federation.messages import Join, Result, decode
+from medveil.rng import SecureRandom, Seeds
 from medveil.study import arms, federated
 from medveil.study.dry_run import dry_run
 from medveil.study.plan import load_plan
+from medveil.study.prepare import prepare
+from medveil.study.privacy import bind_plan
 from medveil.study.train import train
+from medveil.training.arrays import InputScale
+from medveil.training.loop import Trainer, diverged
+from medveil.training.private import Privately, PrivateTrainer
 
 CENTRAL = """
 name = "central"
@@ -220,6 +234,117 @@ def test_seeded_noise_repeats_and_is_stamped(run, tmp_path):
     assert all(np.array_equal(one[key], two[key]) for key in one)
     assert {record["privacy"]["stamp"] for record in records} == {"NOT PRIVATE"}
     assert not any("Differential privacy" in line for line in records[0]["protection"]["active"])
+
+
+def test_views_and_dropout_are_drawn_from_secret_seeds(small_trainer):
+    """With public seeds a view would go by position, and one patient could move the views of all after them."""
+    one, two = (small_trainer(SecureRandom()) for _ in range(2))
+    picked = torch.arange(3)
+    views = [made._views.several(picked, 2, made._draws("augment", 0))[0] for made in (one, two)]
+    assert not torch.equal(*views)
+    assert one._draws("dropout", 0) != one._draws("dropout", 0)
+    same = [small_trainer(SecureRandom.seeded(Seeds(1))) for _ in range(2)]
+    assert torch.equal(*(made._views.several(picked, 2, made._draws("augment", 0))[0] for made in same))
+
+
+@pytest.fixture(params=[0, 2])
+def small_trainer(request, write_plan):
+    plan = load_plan(write_plan(CENTRAL), [f"training.view_pool={request.param}"])
+    prepared = prepare(plan)
+    model = arms.build_model(plan, prepared.input_shape, 2)
+    step = bind_plan(plan).step(sum(parameter.numel() for parameter in model.parameters()), "pool", 1)
+
+    def make(random):
+        return PrivateTrainer(
+            model,
+            prepared.pool().train,
+            plan.training,
+            private=Privately(step, "patient", random),
+            performance=plan.performance,
+            scale=InputScale(),
+            num_classes=2,
+            seeds=Seeds(plan.seed),
+            device=torch.device("cpu"),
+        )
+
+    return make
+
+
+def test_a_resumed_run_needs_the_ledger_that_it_began_with(run, monkeypatch, tmp_path):
+    commit = arms.Journal.commit
+
+    def crash(journal, row, *rest):
+        commit(journal, row, *rest)
+        if row["round"] == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(arms.Journal, "commit", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run(CENTRAL, ledgers=tmp_path / "one")
+    monkeypatch.setattr(arms.Journal, "commit", commit)
+    with pytest.raises(LedgerError, match="already released"):
+        run(CENTRAL, ledgers=tmp_path / "two")
+    assert run(CENTRAL, ledgers=tmp_path / "one")["privacy"]["steps"] == 4
+
+
+def test_stopping_early_claims_the_whole_plan(run, tmp_path):
+    stop = 'federation.early_stopping={ metric = "auc", patience = 1, min_delta = 0.9 }'
+    record = run(CENTRAL, stop, "federation.rounds=12", "federation.validate_every=1", ledgers=tmp_path / "ledgers")
+    said = record["privacy"]
+    assert said["steps"] < 12 == said["steps_planned"]
+    planned = epsilon(sampling_rate=0.3, noise_multiplier=said["noise_multiplier"], steps=12, delta=1e-3)
+    assert said["epsilon"] == pytest.approx(planned, rel=1e-3)
+    assert said["ledgers"]["pool"]["epsilon_all_runs"] == pytest.approx(planned, rel=1e-2)
+
+
+def test_a_kept_ledger_takes_no_run_that_it_could_not_count(run, tmp_path):
+    seeded = CENTRAL.replace("epsilon = 4.0", 'epsilon = 4.0, generator = "seeded"')
+    with pytest.raises(GuaranteeError, match="NOT PRIVATE"):
+        run(seeded, ledgers=tmp_path / "ledgers")
+    plain = CENTRAL[: CENTRAL.index("[privacy]")]
+    with pytest.raises(GuaranteeError, match="promises no"):
+        run(plain, ledgers=tmp_path / "ledgers")
+
+
+def test_a_cap_for_another_name_is_noticed(run, tmp_path):
+    (tmp_path / "ledgers").mkdir()
+    with Ledger(tmp_path / "ledgers" / "pool.sqlite") as ledger:
+        ledger.set_budget("phantom", epsilon=1.0, delta=1e-3, relation="add-remove", unit="patient")
+    with pytest.raises(LedgerError, match="none for the data set"):
+        run(CENTRAL, ledgers=tmp_path / "ledgers")
+
+
+def test_a_curator_over_its_cap_ends_with_the_budget_error(run, tmp_path):
+    (tmp_path / "ledgers").mkdir()
+    with Ledger(tmp_path / "ledgers" / "pool.sqlite") as ledger:
+        ledger.set_budget("phantom-classification", epsilon=1.0, delta=1e-3, relation="add-remove", unit="patient")
+    with pytest.raises(BudgetError):
+        run(CENTRAL, ledgers=tmp_path / "ledgers")
+
+
+def test_scores_of_training_patients_are_refused(run):
+    source = tomllib.loads(CENTRAL)["data"]["source"]
+    table = ", ".join(f"{key} = {json.dumps(value)}" for key, value in source.items())
+    external = f'\n[[evaluation.external]]\nname = "same"\nsource = {{ {table} }}\n'
+    with pytest.raises(GuaranteeError, match="trained on"):
+        run(CENTRAL + external)
+
+
+def test_a_site_claim_is_held_against_the_number_of_sites(run):
+    with pytest.raises(ConfigError, match="delta"):
+        run(SITE.replace("nominal_sites = 3", "nominal_sites = 2"), "privacy.delta=0.4")
+
+
+def test_a_site_that_diverges_is_not_told_apart(run, monkeypatch):
+    step = Trainer._backward
+
+    def broken(trainer, number):
+        if trainer._seeds.path[-1] == "1":
+            raise diverged("loss")
+        return step(trainer, number)
+
+    monkeypatch.setattr(Trainer, "_backward", broken)
+    assert run(SITE)["training"]["lost_sites"] == {}
 
 
 def test_an_overridden_hazard_is_stamped(run):

@@ -52,7 +52,9 @@ class InProcess:
         try:
             message = self._sites[name].join()
         except MedveilError as error:  # the site refuses to take part
-            return coordinator.lose(name, error.what)
+            if len(self._sites) == 1:
+                raise
+            return coordinator.lose(name, str(error))
         return self._hand_in(coordinator, [(name, [message])])
 
     def _exchange(self, coordinator: Coordinator, pool: Executor, outgoing: Sequence[Outgoing]) -> list[Outgoing]:

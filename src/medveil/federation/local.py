@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medveil.errors import ProtocolError, UnsupportedModelError
+from medveil.errors import DivergedError, ProtocolError, UnsupportedModelError
 from medveil.federation.settings import Algorithm, FedProx, FedSgd
 from medveil.federation.site import LocalResult
 from medveil.training.device import one_thread
@@ -27,6 +27,7 @@ class LocalWork:
         score: validation of the trainer's model, or None when the site has no validation data.
         num_validation: validation examples.
         silent: tell neither the size of the data nor the loss: a privacy claim covers them.
+        hidden: a training that diverges counts as no change, because whether it did would tell about the whole site.
     """
 
     trainer: Trainer
@@ -36,6 +37,7 @@ class LocalWork:
     score: Callable[[], Scores] | None
     num_validation: int
     silent: bool = False
+    hidden: bool = False
 
     @property
     def num_examples(self) -> int | None:
@@ -61,7 +63,13 @@ class LocalWork:
             loss = self._told(self.trainer.accumulate_gradient(round_number - 1))
             gradients = [_gradient(parameter) for parameter in self.trainer.parameters]
             return LocalResult("mean", to_vector(gradients), self._buffers(), loss)
-        loss = self._told(self._local_steps(round_number))
+        try:
+            loss = self._told(self._local_steps(round_number))
+        except DivergedError:
+            if not self.hidden:
+                raise
+            self._load(weights, buffers)
+            loss = None
         return LocalResult("weights", to_vector(self.trainer.parameters), self._buffers(), loss)
 
     def validate(self, weights: Vector, buffers: Vector) -> Scores:

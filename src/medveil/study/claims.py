@@ -4,6 +4,7 @@ The headings follow NIST SP 800-226 (2025): unit, relation, trust, composition, 
 paper and the system that runs.
 """
 
+from medveil.data.partition import NaturalPartition
 from medveil.dp.plan import PrivacyPlan
 from medveil.dp.settings import CentralDpSgd, LocalDpSgd, SiteDpFedAvg
 from medveil.study.plan import Plan
@@ -34,6 +35,13 @@ def assumptions(plan: Plan, bound: PrivacyPlan) -> list[str]:
         f"Neighbouring data sets differ by {_difference(bound)}.",
         f"What counts as a patient: {plan.data.source.subject_rule}.",
     ]
+    if isinstance(plan.data.partition, NaturalPartition):
+        listed.append("Which patients train, validate and test is held fixed between neighbours.")
+    else:
+        listed.append(
+            "Which patients train, validate and test, and to which simulated site they are dealt, is held fixed "
+            "between neighbours."
+        )
     if plan.privacy.one_image_per_patient:
         listed.append(
             "The plan states that every image is of another patient. A patient with k images is protected as a group "
@@ -45,11 +53,11 @@ def assumptions(plan: Plan, bound: PrivacyPlan) -> list[str]:
             "much is not stated here."
         )
     if not bound.secure:
-        listed.append("Noise and draws come from a seed: that nobody knows it is not true.")
+        listed.append("Noise and draws come from a seed that stands in the plan, so they are no secret.")
     elif not isinstance(bound.mechanism, SiteDpFedAvg):
         listed.append(
             "Every step draws each unit on its own with the stated probability; noise and draws come from the system's "
-            "entropy through a cryptographic generator, and nobody else learns them."
+            "entropy through a cryptographic generator, and nobody else learns them. So do the random views of images."
         )
     if isinstance(bound.mechanism, LocalDpSgd):
         listed.append("A patient's images lie at one hospital. A patient of two hospitals is counted twice.")
@@ -63,6 +71,8 @@ def out_of_scope(plan: Plan, bound: PrivacyPlan) -> list[str]:
     listed = [
         "Test patients: their scores and example pictures are published as they are.",
         "The number of patients and images at each site, their labels and rejected files, as the record states them.",
+        "Pixel-identical images, which the record counts.",
+        "The run's folder state: it holds a fingerprint of every training image and stays with whoever trained.",
         "Choices made by looking at other runs on the same patients, where privacy.earlier does not list them.",
         "What is true of the patients as a group, such as the share of a class: differential privacy does not hide it.",
         "Time, memory and power that the computation takes, and access to the machines of the trusted party.",
@@ -75,6 +85,8 @@ def out_of_scope(plan: Plan, bound: PrivacyPlan) -> list[str]:
         )
     if not isinstance(bound.mechanism, SiteDpFedAvg):
         listed.append("Hospitals as such: the unit is a patient's or an image's presence, not a hospital's.")
+    else:
+        listed.append("The names of the hospitals that took part, and how much each sent: the record states them.")
     return listed
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from medveil.data.sources import load
 from medveil.data.subject import Dataset
-from medveil.errors import ConfigError, LabelError
+from medveil.errors import ConfigError, GuaranteeError, LabelError
 from medveil.evaluation.curves import Threshold
 from medveil.study import record
 from medveil.study.plan import External, Plan
@@ -56,16 +56,30 @@ class ForeignTest:
     test: TestSet
 
 
+def _check_foreign(dataset: Dataset, prepared: Prepared) -> None:
+    """Refuse to publish exact scores of patients whom the claim covers."""
+    if any(example.digest in prepared.seen for subject in dataset.subjects for example in subject.examples):
+        raise GuaranteeError(
+            "An external data set holds images that the model is trained on: their scores would have no noise",
+            got=f"evaluation.external with {dataset.name}",
+            expected="patients whom the privacy claim does not cover",
+            remedy="remove it from evaluation.external",
+        )
+
+
 def load_external(plan: Plan, prepared: Prepared) -> tuple[ForeignTest, ...]:
     """Read every data set of ``evaluation.external``; done before training, so that a mistake costs nothing.
 
     Raises:
         DataError: one cannot be read.
         ConfigError: one does not fit the model.
+        GuaranteeError: a privacy claim covers some of its images.
     """
     found = []
     for external in plan.evaluation.external:
         dataset = load(external.source, plan.data.preprocess, root=plan.data_root)
+        if plan.privacy.dp is not None:
+            _check_foreign(dataset, prepared)
         test = test_set(dataset, plan, prepared.dataset.class_names, prepared.input_shape)
         found.append(ForeignTest(external, test))
     return tuple(found)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from medveil.dp.plan import check_delta
 from medveil.federation.coordinator import Coordinator, Row, Watch
 from medveil.federation.inprocess import InProcess
 from medveil.federation.local import LocalWork
@@ -31,7 +32,11 @@ def train_federated(shop: Workshop) -> Outcome:
     parties = (shop.prepared.pool(),) if is_pooled(plan) else shop.prepared.sites
     journal = Journal(shop, "federated")
     pipeline = _pipeline(shop)
-    accounts = open_accounts(shop, [party.name for party in parties])
+    if shop.bound is not None and shop.bound.unit == "site":
+        check_delta(shop.bound.delta, len(parties), nominal=False)
+    lost = set(journal.snapshot.facts["lost"]) if journal.snapshot else set()
+    done = journal.snapshot.round if journal.snapshot else 0
+    accounts = open_accounts(shop, [party.name for party in parties if party.name not in lost], done)
     sites = {
         party.name: Site(
             party.name,
@@ -103,6 +108,7 @@ def _work(shop: Workshop, party: Party, number: int, parties: int) -> LocalWork:
         score=shop.scorer(trainer.model, party),
         num_validation=len(party.validation) if party.validation is not None else 0,
         silent=shop.bound is not None,
+        hidden=shop.bound is not None and shop.bound.unit == "site",
     )
 
 

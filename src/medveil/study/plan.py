@@ -182,8 +182,9 @@ class Plan(Config):
         if self.task == "segmentation" and self.evaluation.threshold != "validation":
             raise ValueError("evaluation.threshold belongs to classification: masks take the most probable class")
         views = getattr(self.privacy.dp, "views", 1)
-        if 0 < self.training.view_pool < views:
-            raise ValueError(f"training.view_pool must be 0 or at least privacy.dp.views, {views}")
+        private = self.privacy.dp is not None and self.privacy.unit != "site"
+        if private and self.training.view_pool not in {0, views}:
+            raise ValueError(f"training.view_pool must be 0 or privacy.dp.views, {views}")
         slices = self.data.preprocess.slices
         if slices is not None and slices.keep == "foreground":
             raise ValueError('data.preprocess.slices.keep = "foreground" would choose test slices by their true masks')

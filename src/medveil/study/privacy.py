@@ -177,8 +177,14 @@ def _check_patients(plan: Plan) -> None:
         )
 
 
-def reasons_against(plan: Plan, bound: PrivacyPlan) -> list[str]:
-    """Why the run may not be called private, in sentences; empty when it may."""
+def reasons_against(plan: Plan, bound: PrivacyPlan, epsilon: float) -> list[str]:
+    """Why the run may not be called private, in sentences; empty when it may.
+
+    Args:
+        plan: of the run.
+        bound: its guarantee.
+        epsilon: of everything together.
+    """
     reasons = []
     if not bound.secure:
         reasons.append("The noise came from a seed that the plan states: whoever knows it can subtract the noise.")
@@ -191,10 +197,32 @@ def reasons_against(plan: Plan, bound: PrivacyPlan) -> list[str]:
         "unprotected-references": plan.references.central or plan.references.local_only,
         "counted-class-weights": plan.training.class_weights == "balanced",
     }
-    if bound.total().epsilon > LARGEST_CLAIM:
+    if epsilon > LARGEST_CLAIM:
         reasons.append(f"Epsilon is above {LARGEST_CLAIM:g}: that promises nothing.")
     reasons += [sentences[name] for name in plan.privacy.overrides if used[name]]
     return reasons
+
+
+def check_ledger_use(plan: Plan, bound: PrivacyPlan | None) -> None:
+    """Refuse to write into a kept ledger what it could not count.
+
+    Raises:
+        GuaranteeError: the plan promises nothing, or the run would be stamped NOT PRIVATE: its releases cost more than
+            any event says, and a ledger that listed them as ordinary ones would mislead every later reader.
+    """
+    if bound is None:
+        raise GuaranteeError(
+            "The plan promises no differential privacy, so a privacy ledger cannot count what it spends",
+            got="--ledger without [privacy.dp]",
+            remedy="leave out --ledger, or add [privacy.dp]",
+        )
+    reasons = reasons_against(plan, bound, bound.total().epsilon)
+    if reasons:
+        raise GuaranteeError(
+            "The run would be stamped NOT PRIVATE, so a privacy ledger cannot count what it spends",
+            got=reasons[0],
+            remedy="leave out --ledger, or remove what the stamp is for",
+        )
 
 
 def privacy_part(
@@ -212,11 +240,12 @@ def privacy_part(
         charged: what every party's ledger was really charged; None describes the plan.
         ledgers: what the parties' ledgers say, for the record.
     """
-    trained = list(charged.values()) if charged else [bound.event()]
+    # A training that stopped early stopped because of what it had released: only the whole plan bounds that.
+    trained = [_larger(event, bound) for event in charged.values()] if charged else [bound.event()]
     totals = [bound.total(event) for event in trained]
     worst = max(range(len(totals)), key=lambda index: totals[index].epsilon)
     spent, event = totals[worst], trained[worst]
-    reasons = reasons_against(plan, bound)
+    reasons = reasons_against(plan, bound, spent.epsilon)
     return {
         "stamp": NOT_PRIVATE if reasons else None,
         "stamp_reasons": reasons,
@@ -231,7 +260,7 @@ def privacy_part(
         "epsilon_target": bound.mechanism.noise.epsilon,
         "noise_multiplier": bound.noise_multiplier,
         "sampling_rate": bound.sampling_rate,
-        "steps": _count(event, bound),
+        "steps": _count(list((charged or {"plan": event}).values())[worst], bound),
         "steps_planned": bound.steps,
         "l2_clip_norm": bound.mechanism.clipping.l2_clip_norm,
         "clipping": bound.mechanism.clipping.kind,
@@ -244,6 +273,10 @@ def privacy_part(
         "meaning": _meaning(compose([event, *bound.earlier]), bound),
         "ledgers": dict(ledgers) if ledgers is not None else None,
     }
+
+
+def _larger(event: Event, bound: PrivacyPlan) -> Event:
+    return event if _count(event, bound) >= bound.steps else bound.event()
 
 
 def _count(event: Event, bound: PrivacyPlan) -> int:

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medveil.accounting.events import Event, Repeated
+from medveil.accounting.events import Event, Repeated, flatten
 from medveil.accounting.ledger import Ledger
 from medveil.accounting.ledger_rows import EVERYONE
 from medveil.dp.plan import PrivacyPlan
+from medveil.errors import LedgerError
 from medveil.study.arms import Workshop
 from medveil.study.folder import file_name
 from medveil.study.privacy import steps_per_round
@@ -31,6 +32,31 @@ class Account:
         self._dataset = dataset
         self._bound = bound
         self._event = Repeated(event=bound.step_event(), count=per_round)
+
+    def check(self, rounds_done: int) -> None:
+        """Refuse a ledger that cannot be this run's, or whose caps were meant for this data set and miss it.
+
+        Raises:
+            LedgerError: as said.
+        """
+        held = self.charged()
+        steps = 0 if held is None else sum(count for _, count in flatten(held))
+        if steps < rounds_done * self._event.count:
+            raise LedgerError(
+                "The ledger does not hold what this run has already released",
+                got=f"{steps} steps",
+                expected=f"at least {rounds_done * self._event.count}",
+                remedy="give --ledger the folder with which the run was begun",
+            )
+        datasets = self._ledger.state().datasets
+        capped = sorted(name for name, data in datasets.items() if data.caps)
+        if capped and not (self._dataset in datasets and datasets[self._dataset].caps):
+            raise LedgerError(
+                "The ledger has caps, but none for the data set of this plan",
+                got=f"data set {self._dataset}",
+                expected=f"one of {', '.join(capped)}",
+                remedy="set a cap for it with medveil budget set, or correct the name that the cap was set for",
+            )
 
     def open(self) -> None:
         """Hold back what the whole run may cost.
@@ -69,8 +95,14 @@ class Account:
         return self._ledger.charged(self._run, self._dataset)
 
     def close(self) -> dict[str, Any]:
-        """Give back what was held and not used; what the ledger says, for the record."""
-        self._ledger.close_run(self._run)
+        """End the account; what the ledger says, for the record.
+
+        A plan that was used up is given back. One that was not (the training stopped early) stays held: when to stop
+        was decided by looking at releases, and then only the whole plan bounds what they cost.
+        """
+        held = self.charged()
+        if held is not None and sum(count for _, count in flatten(held)) >= self._bound.steps:
+            self._ledger.close_run(self._run)
         spent = self._ledger.spent(self._dataset, delta=self._bound.delta)
         cap = self._ledger.state().datasets[self._dataset].caps.get(EVERYONE)
         entries, head = self._ledger.head
@@ -78,19 +110,28 @@ class Account:
         return {
             "entries": entries,
             "head": head,
-            "epsilon_all_runs": spent.epsilon,
+            "epsilon_all_runs": spent.held,
             "runs": len(spent.runs),
             "cap": None if cap is None else cap.epsilon,
         }
 
 
-def open_accounts(shop: Workshop, parties: Sequence[str]) -> dict[str, Account]:
-    """One account a party; none where the plan promises nothing."""
+def open_accounts(shop: Workshop, parties: Sequence[str], rounds_done: int) -> dict[str, Account]:
+    """One account a party; none where the plan promises nothing.
+
+    Args:
+        shop: the run.
+        parties: names of those that have not been lost.
+        rounds_done: committed by earlier processes of this run.
+
+    Raises:
+        LedgerError: a ledger does not hold the rounds that this run has done, or has caps but none for this data set.
+    """
     if shop.bound is None:
         return {}
     shop.ledgers.mkdir(parents=True, exist_ok=True)
     run = shop.folder.run_id()
-    return {
+    accounts = {
         party: Account(
             shop.ledgers / f"{file_name(party)}.sqlite",
             run=run,
@@ -100,3 +141,6 @@ def open_accounts(shop: Workshop, parties: Sequence[str]) -> dict[str, Account]:
         )
         for party in parties
     }
+    for account in accounts.values():
+        account.check(rounds_done)
+    return accounts

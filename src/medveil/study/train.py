@@ -34,7 +34,7 @@ from medveil.study.manifest import verify_manifest, write_manifest
 from medveil.study.pictures import save_examples
 from medveil.study.plan import Plan
 from medveil.study.prepare import Party, Prepared, prepare
-from medveil.study.privacy import bind_plan, privacy_part
+from medveil.study.privacy import bind_plan, check_ledger_use, privacy_part
 from medveil.study.progress import Progress, Silent
 from medveil.study.scoring import Scorer, check_subgroups, point_metrics
 from medveil.training.device import be_deterministic, choose_device
@@ -82,6 +82,8 @@ def train(plan: Plan, out: Path, progress: Progress | None = None, *, ledgers: P
     folder = RunFolder(out)
     build_pipeline(plan.privacy.stages)  # an illegal pipeline is refused before any data is read
     bound = bind_plan(plan)
+    if ledgers is not None:
+        check_ledger_use(plan, bound)
     with folder.claim():
         folder.bind_plan({"plan_hash": plan.digest(), "plan": plan.model_dump(mode="json")})
         if folder.record.exists() and folder.manifest.exists():

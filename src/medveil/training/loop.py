@@ -51,6 +51,7 @@ class Trainer:
         seeds: of this party.
         device: where the model is.
         halt: once set, training ends at the next step with a KeyboardInterrupt.
+        pool_seeds: of views that are drawn once; None takes a child of ``seeds``.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Trainer:
         seeds: Seeds,
         device: torch.device,
         halt: threading.Event | None = None,
+        pool_seeds: Seeds | None = None,
     ) -> None:
         self.model = model
         self.parameters = trainable(model)
@@ -77,7 +79,7 @@ class Trainer:
             scale=scale,
             augmentation=settings.augmentation,
             pool=settings.view_pool,
-            seeds=seeds.child("pool"),
+            seeds=pool_seeds or seeds.child("pool"),
             device=device,
         )
         self._amp = settings.amp == "bf16"
@@ -165,7 +167,7 @@ class Trainer:
                 batch_size=self._settings.batch_size,
             )
         )
-        inputs, targets = self._views.draw(picked, self._seeds.child("augment", step))
+        inputs, targets = self._views.draw(picked, self._draws("augment", step))
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._amp):
             logits = self._views.network(inputs)
         return self._losses(logits.float(), targets).mean()
@@ -180,8 +182,12 @@ class Trainer:
             yield
             return
         with _GLOBAL_RANDOMNESS, torch.random.fork_rng():
-            torch.manual_seed(self._seeds.child("dropout", step).integer())
+            torch.manual_seed(self._draws("dropout", step).integer())
             yield
+
+    def _draws(self, name: str, step: int) -> Seeds:
+        """Seeds of a step's views or of its dropout."""
+        return self._seeds.child(name, step)
 
     def _class_weights(self, num_classes: int) -> torch.Tensor | None:
         chosen = self._settings.class_weights

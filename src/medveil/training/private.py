@@ -41,6 +41,10 @@ class Privately:
     random: SecureRandom
 
 
+def _secret_seeds(random: SecureRandom) -> Seeds:
+    return Seeds(int(random.words(1)[0]))
+
+
 def _method(performance: Performance, *, secure: bool) -> Method | Literal["auto"]:
     """Methods agree up to rounding, and which is fastest varies: a seeded run that must repeat takes the plainest."""
     return performance.dp_method if secure or performance.dp_method != "auto" else "microbatch"
@@ -75,7 +79,9 @@ class PrivateTrainer(Trainer):
         performance: Performance,
         **options: Any,
     ) -> None:
-        super().__init__(model, data, settings, **options)
+        secret = private.random.child("views")
+        super().__init__(model, data, settings, pool_seeds=_secret_seeds(secret), **options)
+        self._secret = secret
         self._private = private
         self._clipping = private.step.clipping
         self._source = private.random
@@ -96,11 +102,21 @@ class PrivateTrainer(Trainer):
         """None: how many there are is private."""
         return
 
+    def _draws(self, name: str, step: int) -> Seeds:
+        """Fresh secret seeds, never the plan's.
+
+        Views and dropout go by position in the batch: with seeds that anyone knows, a patient's gradient would hang on
+        who else is there, and one patient could move the sum by more than the clip norm. With secret ones, views are
+        independent of the others, and the guarantee given the views carries over to their mixture.
+        """
+        del name, step
+        return _secret_seeds(self._secret)
+
     def _backward(self, step: int) -> None:
         total = torch.zeros(self._private.step.noise.dimension, dtype=torch.float64)
         counts = ClipCounts()
         for number, picked in enumerate(self._blocks()):
-            views, targets, units = self._unit_views(picked, self._seeds.child("augment", step, number))
+            views, targets, units = self._unit_views(picked, self._draws("augment", step).child(number))
             for gradients in self._engine.chunks(views, targets, units):
                 counts += clip_and_sum(self._clipping, gradients, total)
         noise = replace(self._private.step.noise, l2_clip_norm=self._clipping.l2_clip_norm)
