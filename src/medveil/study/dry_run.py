@@ -8,11 +8,12 @@ from medveil.data.catalogue import entry
 from medveil.data.partition import NaturalPartition
 from medveil.data.sources.catalogue_source import CatalogueSource
 from medveil.data.sources.phantom import PhantomSource
+from medveil.dp.settings import SiteDpFedAvg
 from medveil.federation.stages import build_pipeline
 from medveil.models.architecture import architecture_hash
 from medveil.study.arms import build_model
 from medveil.study.plan import Plan
-from medveil.study.privacy import bind_plan, privacy_part
+from medveil.study.privacy import bind_plan, is_pooled, privacy_part
 from medveil.study.record import protection_part
 from medveil.training.device import choose_device
 
@@ -91,6 +92,20 @@ def stated_classes(source: object) -> int | None:
     return len(classes) if classes else None
 
 
+def _batch(plan: Plan) -> str:
+    mechanism = plan.privacy.dp
+    if mechanism is None or isinstance(mechanism, SiteDpFedAvg):
+        return f"batch {plan.training.batch_size}"
+    return f"each {plan.privacy.unit} drawn with probability {mechanism.sampling.rate:g} a step"
+
+
+def _communication(plan: Plan, model: dict[str, Any] | None) -> str:
+    if model is None:
+        return "known when the data are"
+    sender = "the curator" if is_pooled(plan) else "each site"
+    return f"{model['bytes_per_site'] / 1e6:.1f} MB from {sender} over all rounds"
+
+
 def _summary(plan: Plan, content: dict[str, Any], model: dict[str, Any] | None) -> dict[str, str]:
     federation, references = plan.federation, plan.references
     compared = [
@@ -101,11 +116,9 @@ def _summary(plan: Plan, content: dict[str, Any], model: dict[str, Any] | None) 
         "data": f"{plan.data.source.kind}, splits {plan.data.splits.kind}, by patient",
         "sites": f"{sites} ({plan.data.partition.kind})",
         "model": plan.model.kind if model is None else f"{model['kind']}, {model['parameters']:,} parameters",
-        "training": f"{federation.algorithm.kind}, {federation.rounds} rounds, batch {plan.training.batch_size}",
+        "training": f"{federation.algorithm.kind}, {federation.rounds} rounds, {_batch(plan)}",
         "references": ", ".join(compared) or "none",
-        "communication": "known when the data are"
-        if model is None
-        else f"{model['bytes_per_site'] / 1e6:.1f} MB from each site over all rounds",
+        "communication": _communication(plan, model),
         "protection": " ".join(content["protection"]["active"] + content["protection"]["inactive"]),
         "output": "weights, record, model card, signed manifest, report",
     }

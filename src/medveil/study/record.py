@@ -109,7 +109,7 @@ def protection_part(plan: Plan, pipeline: Pipeline, privacy: dict[str, Any] | No
     else:
         missing = [f"Differential privacy: {privacy['stamp']}. {reason}" for reason in privacy["stamp_reasons"]]
     return {
-        "active": [left + threshold, *claim, *pipeline.describe()],
+        "active": [left + threshold, *claim, *_site_privacy(privacy), *pipeline.describe()],
         "inactive": [
             *missing,
             (
@@ -120,6 +120,15 @@ def protection_part(plan: Plan, pipeline: Pipeline, privacy: dict[str, Any] | No
             "Encrypted inference: none. Whoever runs the model sees the image, and the other way round.",
         ],
     }
+
+
+def _site_privacy(privacy: dict[str, Any] | None) -> list[str]:
+    if privacy is None or privacy["mode"] != "site":
+        return []
+    return [
+        f"Each site's change a round was clipped to L2 norm {privacy['l2_clip_norm']:g}; the server added Gaussian noise "
+        f"of {privacy['noise_multiplier']:.3g} clip norms to their sum."
+    ]
 
 
 def _claim(privacy: dict[str, Any]) -> str:
