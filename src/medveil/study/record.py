@@ -125,9 +125,10 @@ def protection_part(plan: Plan, pipeline: Pipeline, privacy: dict[str, Any] | No
 def _site_privacy(privacy: dict[str, Any] | None) -> list[str]:
     if privacy is None or privacy["mode"] != "site":
         return []
+    bound, noise = privacy["l2_clip_norm"], privacy["noise_multiplier"]
     return [
-        f"Each site's change a round was clipped to L2 norm {privacy['l2_clip_norm']:g}; the server added Gaussian noise "
-        f"of {privacy['noise_multiplier']:.3g} clip norms to their sum."
+        f"Each site's change a round was clipped to L2 norm {bound:g}.",
+        f"The server added Gaussian noise of {noise:.3g} clip norms to the sum of the changes.",
     ]
 
 
