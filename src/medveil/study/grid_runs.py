@@ -131,7 +131,8 @@ def run_cell(cell: Cell, metrics: Sequence[str], ledgers: Path | None, progress:
     if failure.exists():
         return result(failed=str(read_json(failure)["reason"]))
     try:
-        record = train(cell.plan, cell.folder, progress, ledgers=ledgers)
+        # A run without protection has nothing that a ledger could count; the table says that it stands outside.
+        record = train(cell.plan, cell.folder, progress, ledgers=None if cell.epsilon is None else ledgers)
     except MedveilError as error:
         if not _of_the_run(error):
             raise
