@@ -270,7 +270,7 @@ def pull_back(filters: Tensor, unit: Tensor, factor: Tensor, *, out: Tensor) -> 
     With u = (w - mean) / s and G the gradient at c * u, the gradient at w is c / s * (G - mean(G) - u * mean(G * u)).
 
     Args:
-        filters: G, shape (N, out, F).
+        filters: G, shape (N, out, F); overwritten.
         unit: u, shape (out, F).
         factor: c / s, shape (out, 1).
         out: takes the gradients at w, shape (N, out, ...) with F values a filter.
@@ -278,10 +278,8 @@ def pull_back(filters: Tensor, unit: Tensor, factor: Tensor, *, out: Tensor) -> 
     Returns:
         The sums of G * u, shape (N, out, 1).
     """
-    shape = (len(filters), len(unit), *(1,) * (out.dim() - 2))
-    grads, units = filters.view(out.shape), unit.view(out.shape[1:])
-    # Everything in ``out``: fresh memory for each step costs more than the arithmetic.
-    along = torch.mul(grads, units, out=out).flatten(2).sum(2)
-    torch.sub(grads, filters.mean(2).view(shape), out=out)
-    out.addcmul_(units, (along / unit.shape[1]).view(shape), value=-1).mul_(factor.view(shape[1:]))
-    return along[..., None]
+    # In place until the last line: a block of gradients stays in the core's cache, ``out`` does not.
+    along = torch.einsum("nof,of->no", filters, unit)[..., None]
+    filters.sub_(filters.mean(2, keepdim=True)).addcmul_(unit, along / unit.shape[1], value=-1)
+    torch.mul(filters.view(out.shape), factor.view(-1, *(1,) * (out.dim() - 2)), out=out)
+    return along

@@ -56,8 +56,10 @@ def per_example_loss(
 def _dice_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, config: DiceCrossEntropy, class_weights: torch.Tensor | None
 ) -> torch.Tensor:
-    dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=False, reduction="none")
-    overlap: torch.Tensor = dice(logits, targets[:, None]).reshape(logits.shape[0], -1).mean(1)
+    dice = DiceLoss(include_background=False, softmax=True, batch=False, reduction="none")
+    # MONAI's own one-hot scatters in place, which vmap refuses.
+    wanted = functional.one_hot(targets, logits.shape[1]).movedim(-1, 1)
+    overlap: torch.Tensor = dice(logits, wanted).reshape(logits.shape[0], -1).mean(1)
     cross = functional.cross_entropy(logits, targets, weight=class_weights, reduction="none")
     return config.dice_weight * overlap + config.ce_weight * cross.flatten(1).mean(1)
 

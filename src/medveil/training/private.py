@@ -95,6 +95,7 @@ class PrivateTrainer(Trainer):
             self._losses,
             method=_method(performance, secure=private.random.secure),
             chunk_size=performance.dp_chunk or None,
+            overwrite=True,  # each chunk is summed up before the next is asked for
         )
 
     @property
