@@ -76,7 +76,8 @@ class AdaptiveClipping(_Bound):
     """Flat clipping whose bound follows a quantile of the norms, through a noisy count that is paid for.
 
     Attributes:
-        l2_clip_norm: the bound now; :func:`adapted` gives the next step's configuration.
+        l2_clip_norm: the bound now; :func:`adapted` gives the next step's configuration. A training that is resumed
+            begins with the plan's bound again: the bound is no part of a checkpoint.
         quantile: in (0, 1), share of units that should lie below the bound.
         learning_rate: > 0, of the logarithm of the bound.
         count_noise_multiplier: > 0, sigma_b: the standard deviation of the noise on the count of units.

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medveil.dp.engine import METHODS, Choice, Shapes, choose, layerwise_refusal, run
@@ -128,7 +130,7 @@ def per_unit_gradients(
     model: nn.Module,
     loss: LossFunction,
     batch: tuple[Tensor, Tensor],
-    unit_ids: Tensor,
+    unit_ids: Tensor | NDArray[np.integer] | Sequence[int],
     *,
     method: Method | Literal["auto"] = "auto",
     chunk_size: int | None = None,
@@ -158,7 +160,9 @@ def per_unit_gradients(
             [2., 0.]])
     """
     engine = GradientEngine(model, loss, method=method, chunk_size=chunk_size)
-    chunks = [torch.cat([rows.flatten(1) for rows in chunk], 1) for chunk in engine.chunks(*batch, unit_ids)]
+    chunks = [
+        torch.cat([rows.flatten(1) for rows in chunk], 1) for chunk in engine.chunks(*batch, torch.as_tensor(unit_ids))
+    ]
     if chunks:
         return torch.cat(chunks)
     parameters = list(trainable(model).values())

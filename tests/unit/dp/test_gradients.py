@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -353,3 +354,13 @@ def test_nothing_to_train_is_refused():
 def test_units_that_do_not_fit_are_refused(units):
     with pytest.raises(ConfigError, match=r"do not belong together|one integer"):
         per_unit_gradients(_classifier(), cross_entropy, _batch(4), units, method="vmap")
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_units_may_be_named_by_a_list_an_array_or_a_tensor(kind):
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2)
+    batch = (torch.randn(4, 2), torch.tensor([0, 1, 1, 0]))
+    rows = per_unit_gradients(model, nn.functional.cross_entropy, batch, kind([3, 3, 1, 9]))
+    alone = per_unit_gradients(model, nn.functional.cross_entropy, batch, torch.arange(4), method="microbatch")
+    assert torch.allclose(rows, torch.stack([alone[2], alone[:2].mean(0), alone[3]]), atol=1e-6)
