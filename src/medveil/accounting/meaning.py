@@ -170,7 +170,7 @@ def _advantage(epsilons: Rates, deltas: Rates) -> Rates:
 def _profile(event: Event, relation: Relation) -> tuple[Rates, Rates]:
     """Epsilons and their deltas, dense where the event's own delta falls from its largest to next to nothing."""
     scale = _LARGEST_SLOPE
-    while scale > 1e-6 and delta_of(event, epsilon=scale / 2, relation=relation) < _SCALE_DELTA:  # noqa: PLR2004
+    while scale > 1e-6 and delta_of(event, epsilon=scale / 2, relation=relation) < _SCALE_DELTA:  # noqa: PLR2004 - halving
         scale /= 2
     dense = np.linspace(0.0, scale, _LINES)
     epsilons = np.unique(np.concatenate([dense, np.linspace(scale, _LARGEST_SLOPE, 20)]))

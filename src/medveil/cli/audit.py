@@ -45,7 +45,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = text.split(",")
-    if len(parts) < 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):  # noqa: PLR2004
+    if len(parts) < 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):  # noqa: PLR2004 - an axis
         raise click.BadParameter("channels and sizes, for example 1,28,28", param_hint="--shape")
     return tuple(int(part) for part in parts)
 

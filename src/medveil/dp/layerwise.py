@@ -116,7 +116,7 @@ class _Layer(torch.autograd.Function):
     """One layer under its rule; weights are constants to torch and their gradients go to the sink."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, inputs: Tensor, module: nn.Module, rule: Rule, sink: _Sink) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, anchor: Tensor, inputs: Tensor, module: nn.Module, rule: Rule, sink: _Sink) -> Tensor:  # noqa: ARG004 - autograd's signature
         outputs, saved = rule.run(inputs)
         ctx.module, ctx.rule, ctx.sink = module, rule, sink
         ctx.save_for_backward(*saved)
