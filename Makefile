@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 
 # The demo trains on real chest X-rays where MEDVEIL_DATA holds them, else on the built-in phantom.
 ifneq ($(wildcard $(MEDVEIL_DATA)/pneumoniamnist_28),)
-PLAN ?= plans/pneumonia-28.toml
+PLAN ?= plans/pneumonia-28-private.toml
 else
-PLAN ?= plans/phantom.toml
+PLAN ?= plans/phantom-private.toml
 endif
 
 RUN ?= runs/demo-$(notdir $(basename $(PLAN)))

@@ -18,6 +18,7 @@ The tree, with the exit code of the command line in brackets::
     ├── FederationError [5]
     │   ├── MessageError           bytes that are not a valid message
     │   ├── ProtocolError          a valid message at the wrong moment
+    │   │   └── AuthenticityError  a forged message, a swapped key, or a list that contradicts an earlier one
     │   ├── PipelineError          stages missing, unknown or out of order
     │   └── TooFewSitesError       fewer sites left than the plan allows
     ├── RunError [6]
@@ -160,6 +161,10 @@ class MessageError(FederationError):
 
 class ProtocolError(FederationError):
     """A valid message at the wrong moment."""
+
+
+class AuthenticityError(ProtocolError):
+    """A message that its named sender did not make, or that contradicts an earlier one."""
 
 
 class PipelineError(FederationError):

@@ -131,7 +131,7 @@ def _assert_the_cost_is_told(table, out, ledgers, records):
     text = (out / "table.md").read_text()
     assert "The same patients were used 4 times" in text
     assert f"at most epsilon {together['epsilon']:.3g}" in text
-    assert "4 runs without privacy" in text
+    assert "4 runs without differential privacy" in text
     with Ledger(ledgers / "pool.sqlite") as pool:
         spent = pool.spent("phantom-classification", delta=1e-3)
     assert len(spent.runs) == 2

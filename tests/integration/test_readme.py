@@ -71,11 +71,14 @@ def test_make_demo_installs_trains_and_says_where_the_report_is(demo, fresh_copy
 def test_the_demo_on_real_data_reaches_its_figures(demo, fresh_copy):
     import json
 
-    record = json.loads((fresh_copy / "runs" / "demo-pneumonia-28" / "record.json").read_text())
+    record = json.loads((fresh_copy / "runs" / "demo-pneumonia-28-private" / "record.json").read_text())
     assert record["data"]["kind"] == "real"
     assert record["test"]["auc"]["value"] >= 0.95
-    assert record["references"]["central"]["auc"] - record["test"]["auc"]["value"] <= 0.01
-    assert record["cost"]["seconds"] < 240
+    assert 7.9 < record["privacy"]["epsilon_insider"] <= 8
+    assert record["privacy"]["epsilon_server"] < record["privacy"]["epsilon_insider"]
+    assert record["privacy"]["stamp"] is None
+    assert len(record["secure_aggregation"]["groups"][0]) == 5
+    assert record["cost"]["seconds"] < 360
 
 
 @pytest.mark.usefixtures("demo")

@@ -131,8 +131,16 @@ def _scope(audited: AuditedStep, watched: tuple[int, int], hidden: tuple[str, ..
             "on the processor; random views, dropout and training.max_grad_norm off; an adaptive bound held still "
             "except to read its count."
         ),
-        "Not looked at: secrets that leave by other ways, other machines, sites together, real images.",
+        "Not looked at: secrets that leave by other ways, other machines, masks and keys of a secure sum, real images.",
     ]
+    noise = audited.step.noise
+    if noise.sites > 1:
+        said.insert(
+            1,
+            f"Together: the summed steps of {noise.honest} honest sites of {noise.sites}, {noise.tolerated} others "
+            f"colluding and {noise.absent} absent; one has the units, all add their share of the noise. Masks cancel "
+            "and were left out.",
+        )
     if hidden:
         shown = ", ".join(hidden[:5]) + (f" and {len(hidden) - 5} more" if len(hidden) > 5 else "")  # noqa: PLR2004
         said.append(f"No unit's gradient could be made large in: {shown}. An error in clipping these may pass.")

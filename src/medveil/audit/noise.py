@@ -64,7 +64,7 @@ def _on_units(audited: AuditedStep, seeds: Seeds) -> Iterator[NDArray[np.float64
     quiet = releases(with_step(audited, rate=0.5, quiet=True), data, SecureRandom.seeded(seeds), count)
     noise = audited.step.noise
     # The twin's noise is the same in small, and is missing from the difference.
-    missing = 1 - QUIET_STD_GRID / noise.std_grid
+    missing = 1 - QUIET_STD_GRID / (noise.noise_multiplier * noise.sensitivity_grid)
     for first, second in zip(loud, quiet, strict=True):
         yield (first.total - second.total) / (noise.grid * noise.sensitivity_grid * missing)
 

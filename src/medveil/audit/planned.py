@@ -7,14 +7,16 @@ from medveil.audit.rig import AuditedStep
 from medveil.audit.verdict import ComponentAudit
 from medveil.data.partition import NaturalPartition
 from medveil.dp.plan import PrivacyPlan
-from medveil.dp.settings import LocalDpSgd, SiteDpFedAvg
+from medveil.dp.settings import DistributedDpSgd, LocalDpSgd, SiteDpFedAvg
 from medveil.errors import ConfigError, GuaranteeError
 from medveil.rng import Seeds
 from medveil.study.arms import build_model
 from medveil.study.dry_run import stated_classes, stated_shape
+from medveil.study.parties import number_of_sites
 from medveil.study.plan import Plan
 from medveil.study.prepare import input_scale
 from medveil.study.privacy import bind_plan
+from medveil.study.secure import modulus_bits, step_plan
 from medveil.training.vectors import trainable
 
 _POOL: Final = "pool"
@@ -67,7 +69,7 @@ def planned_step(
         raise GuaranteeError(
             "There is no private step to audit",
             got="no [privacy.dp]" if promise is None else 'privacy.dp.kind = "site"',
-            expected='privacy.dp.kind = "central" or "local"',
+            expected='privacy.dp.kind = "central", "local" or "distributed"',
         )
     shape = _agreed("input shape", stated_shape(plan), input_shape, "--shape 1,28,28")
     classes = _agreed("number of classes", stated_classes(plan.data.source), num_classes, "--classes 2")
@@ -76,7 +78,7 @@ def planned_step(
     party, parties = _first_party(plan)
     audited = AuditedStep(
         model=model,
-        step=promise.step(dimension, party, parties),
+        step=step_plan(plan, promise, dimension, party, parties),
         unit=promise.unit,
         training=plan.training,
         input_shape=shape,
@@ -84,6 +86,7 @@ def planned_step(
         task=plan.task,
         performance=plan.performance,
         scale=input_scale(plan.data.preprocess),
+        modulus_bits=modulus_bits(plan, promise, dimension, parties),
     )
     return audited, promise
 
@@ -91,6 +94,8 @@ def planned_step(
 def _first_party(plan: Plan) -> tuple[str, int]:
     """A party's name and how many there are, as the step's divisor wants them."""
     mechanism, partition = plan.privacy.dp, plan.data.partition
+    if isinstance(mechanism, DistributedDpSgd):
+        return "site-1", number_of_sites(plan)
     if not isinstance(mechanism, LocalDpSgd):
         return _POOL, 1
     stated = mechanism.sampling.nominal_units

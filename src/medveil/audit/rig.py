@@ -6,7 +6,7 @@ them, so that their noise cancels.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -24,7 +24,10 @@ from medveil.dp.methods import WHAT_AUTOGRAD_RAISES, Method
 from medveil.dp.plan import StepPlan
 from medveil.dp.settings import Unit
 from medveil.errors import GuaranteeError
+from medveil.federation.packing import NoisyPacking
+from medveil.federation.update import Contribution
 from medveil.rng import SecureRandom, Seeds
+from medveil.secagg.ring import Bits
 from medveil.training.arrays import ArrayData, InputScale
 from medveil.training.augmentation import Augmentation
 from medveil.training.objectives import per_example_loss
@@ -56,6 +59,7 @@ class AuditedStep:
         performance: how gradients are computed.
         scale: of the input.
         plain_method: of gradients, where their method is not what is looked at; :meth:`settled` finds it.
+        modulus_bits: of the secure sum, where sites share the noise.
     """
 
     model: nn.Module
@@ -68,6 +72,7 @@ class AuditedStep:
     performance: Performance = field(default_factory=Performance)
     scale: InputScale = field(default_factory=InputScale)
     plain_method: Method = "microbatch"
+    modulus_bits: Bits = 64
 
     @property
     def tensors(self) -> list[tuple[str, int]]:
@@ -151,14 +156,56 @@ class Released:
 
 
 def releases(audited: AuditedStep, data: ArrayData, random: SecureRandom, count: int) -> Iterator[Released]:
-    """``count`` successive steps of one trainer; the weights stay as they are."""
-    trainer = audited.trainer(data, random)
+    """``count`` successive steps of one trainer; the weights stay as they are.
+
+    Where sites share the noise, the steps are those of as few honest sites as the guarantee counts on: one has the
+    data, the others add their noise. Colluding sites' noise is known and absent sites' is not there.
+    """
+    take = _together(audited, data, random) if audited.step.noise.sites > 1 else _alone(audited, data, random)
     for number in range(count):
-        trainer.accumulate_gradient(number)
-        gradients = [parameter.grad for parameter in trainable(audited.model)]
-        flat = np.concatenate([gradient.numpy().ravel() for gradient in gradients if gradient is not None])
+        flat = take(number)
         lost = float(np.linalg.norm(np.spacing(np.abs(flat)).astype(np.float64))) / 2
         yield Released(flat.astype(np.float64) * audited.step.divisor, lost * audited.step.divisor)
+
+
+def _alone(audited: AuditedStep, data: ArrayData, random: SecureRandom) -> Callable[[int], NDArray[np.float32]]:
+    trainer = audited.trainer(data, random)
+
+    def take(number: int) -> NDArray[np.float32]:
+        trainer.accumulate_gradient(number)
+        gradients = [parameter.grad for parameter in trainable(audited.model)]
+        return np.concatenate([gradient.numpy().ravel() for gradient in gradients if gradient is not None])
+
+    return take
+
+
+def _together(audited: AuditedStep, data: ArrayData, random: SecureRandom) -> Callable[[int], NDArray[np.float32]]:
+    """The sites' own encoded steps, added up and decoded as the server does; masks, which cancel, are left out."""
+    noise = audited.step.noise
+    others = [_nobody(data)] * (noise.honest - 1)
+    trainers = [audited.trainer(held, random.child(f"site {at}")) for at, held in enumerate([data, *others])]
+    packing = NoisyPacking(noise, audited.step.divisor, audited.modulus_bits)
+
+    def take(number: int) -> NDArray[np.float32]:
+        vectors = [packing.pack(Contribution(trainer.encoded_step(number), None)) for trainer in trainers]
+        total = packing.unpack(sum(vectors[1:], vectors[0]), len(vectors))
+        return total.update.mean().astype(np.float32)
+
+    return take
+
+
+def _nobody(data: ArrayData) -> ArrayData:
+    """One unit like those of ``data`` whose gradient is not finite: it adds nothing."""
+    return replace(
+        data,
+        images=torch.full_like(data.images[:1], torch.nan),
+        targets=data.targets[:1],
+        subject=np.zeros(1, dtype=np.int64),
+        volume=data.volume[:1],
+        position=data.position[:1],
+        spacing_mm=data.spacing_mm[:1],
+        num_subjects=1,
+    )
 
 
 def release(audited: AuditedStep, data: ArrayData, coins: Seeds) -> Released:

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 import click
 
 from medveil.cli.output import Watcher, print_json
+from medveil.cli.study_compare import compare
+from medveil.cli.study_options import epsilons as read_epsilons
+from medveil.cli.study_options import per_epsilon as read_per_epsilon
+from medveil.cli.study_options import run_options, seed_options
+from medveil.cli.study_options import seeds as read_seeds
 
 if TYPE_CHECKING:
     from medveil.study.grid_result import Grid
-
-_NONE = "none"
 
 
 @click.group("study")
@@ -34,8 +37,7 @@ def command() -> None:
     metavar="LIST",
     help='Epsilons, and "none" for the plan without its protection.',
 )
-@click.option("--seeds", "count", type=click.IntRange(min=1), metavar="N", help="Seeds 1 to N; 3 by default.")
-@click.option("--seed-list", "listed", metavar="LIST", help="These seeds instead, for example 1,5,7.")
+@seed_options
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting of every plan.")
 @click.option(
     "--at",
@@ -44,15 +46,7 @@ def command() -> None:
     metavar="EPSILON:KEY=VALUE",
     help="Change one setting of every plan at one epsilon only, for example 1:training.optimiser.lr=0.25.",
 )
-@click.option(
-    "--ledger",
-    "ledgers",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the sites' privacy ledgers, which then compose all runs; default: inside each run folder.",
-)
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at the same time.")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on standard output.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@run_options
 def epsilon_grid(
     *,
     plans: tuple[str, ...],
@@ -73,12 +67,12 @@ def epsilon_grid(
     Example:
       medveil study epsilon-grid central.toml local.toml --out grid --epsilon 1,3,8,none --seeds 3
     """  # noqa: D301 - click wants the character itself
-    seeds = _seeds(count, listed)
-    wanted = _epsilons(epsilons)
+    seeds = read_seeds(count, listed)
+    wanted = read_epsilons(epsilons)
     from medveil.study.epsilon_grid import epsilon_grid as run_grid
     from medveil.study.plan import load_plan
 
-    changes = _per_epsilon(per_epsilon)
+    changes = read_per_epsilon(per_epsilon)
     grid = run_grid(
         [load_plan(plan, overrides) for plan in plans],
         out,
@@ -106,42 +100,4 @@ def _print(grid: "Grid", out: Path, figures: tuple[Path, ...], as_json: bool) ->
     click.echo(f"Figure: {', '.join(map(str, figures))}")
 
 
-def _per_epsilon(changes: tuple[str, ...]) -> dict[float | None, list[str]]:
-    found: dict[float | None, list[str]] = {}
-    for change in changes:
-        epsilon, colon, override = change.partition(":")
-        try:
-            at = _epsilon(epsilon)
-        except ValueError:
-            colon = ""
-        if not colon:
-            raise click.BadParameter(
-                f"{change!r} is not of the form EPSILON:KEY=VALUE, for example 1:training.optimiser.lr=0.25",
-                param_hint="--at",
-            )
-        found.setdefault(at, []).append(override)
-    return found
-
-
-def _epsilon(text: str) -> float | None:
-    return None if text.strip() == _NONE else float(text)
-
-
-def _epsilons(text: str) -> list[float | None]:
-    try:
-        return [_epsilon(part) for part in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(
-            f'{text!r} is not a list of numbers and "none", for example 1,3,none', param_hint="--epsilon"
-        ) from None
-
-
-def _seeds(count: int | None, listed: str | None) -> list[int]:
-    if count is not None and listed is not None:
-        raise click.UsageError("--seeds and --seed-list exclude each other: give one of the two")
-    if listed is None:
-        return list(range(1, (count or 3) + 1))
-    try:
-        return [int(part) for part in listed.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{listed!r} is not a list of whole numbers", param_hint="--seed-list") from None
+command.add_command(compare)

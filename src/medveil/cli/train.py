@@ -67,6 +67,8 @@ def _print_dry_run(content: dict[str, Any]) -> None:
     click.echo(f"Plan {content['name']} ({content['plan_hash'][:12]}): {content['task']}, seed {content['seed']}")
     for key in ("data", "sites", "model", "training", "references", "communication", "protection", "output"):
         click.echo(f"  {key}: {content['summary'][key]}")
+    if "secure_aggregation" in content["summary"]:
+        click.echo(f"  secure aggregation: {content['summary']['secure_aggregation']}")
     for line in privacy_lines(content["privacy"]):
         click.echo(f"  {line}")
     click.echo("Nothing was read and nothing was trained.")

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from medveil.configuration import Config
 from medveil.dp.noise import GRID_BITS, rounded_gaussian
+from medveil.dp.rows import matrices, side_by_side
 from medveil.errors import ConfigError, GuaranteeError, PrivacyError
 from medveil.rng import SecureRandom
 
@@ -23,7 +24,8 @@ MARGIN = 1.0 - 2.0**-12
 MAX_UNITS = 2**19
 """Units in one sum up to which the margin covers the error of adding them."""
 
-_COLUMNS = 4096
+_BLOCK_VALUES = 2**20
+"""Values that are held in float64 at a time, or one unit's if those are more: about what the cores' caches share."""
 _SMALLEST_BOUND = 1e-30
 
 
@@ -145,44 +147,48 @@ def clip_and_sum(clipping: Clipping, gradients: "Sequence[Tensor]", total: "Tens
     """
     import torch
 
-    rows = _rows(gradients, total)
-    norms = torch.stack([torch.linalg.vector_norm(row, dim=1, dtype=torch.float64) for row in rows])
-    finite = torch.isfinite(norms.sum(0))
-    kept = norms[:, finite]
-    coefficients, clipped = _coefficients(clipping, kept, [row.shape[1] for row in rows])
-    start = 0
-    for row, coefficient in zip(rows, coefficients, strict=True):
-        # Zero times NaN is NaN: such units are left out, not scaled.
-        sound = row if kept.shape[1] == row.shape[0] else row[finite]
-        for columns in torch.split(sound, _COLUMNS, dim=1):
-            part = total[start : start + columns.shape[1]]
-            part += (coefficient @ columns.double()).to(part.device)
-            start += columns.shape[1]
-    return ClipCounts(finite.numel(), int(clipped.sum()), finite.numel() - kept.shape[1])
+    rows = matrices(gradients, total)
+    sizes = [row.shape[1] for row in rows]
+    if not isinstance(clipping, PerLayerClipping):
+        sizes = [sum(sizes)]
+    joined, device = side_by_side(rows), rows[0].device
+    summed = total if total.device == device else total.new_zeros(total.shape, device=device)
+    counts = ClipCounts(rows[0].shape[0])
+    size = max(1, min(counts.units, _BLOCK_VALUES // max(1, total.numel())))
+    block = torch.empty(size, total.numel(), dtype=torch.float64, device=device)
+    for start in range(0, counts.units, size):
+        units = block[: min(size, counts.units - start)]
+        columns = torch.split(units, [row.shape[1] for row in joined], dim=1)
+        for part, row in zip(columns, joined, strict=True):
+            part.copy_(row[start : start + size])
+        counts += _add(clipping, units, sizes, summed)
+    if summed is not total:
+        total += summed.to(total.device)
+    return counts
 
 
-def _rows(gradients: "Sequence[Tensor]", total: "Tensor") -> "list[Tensor]":
-    """Each tensor as (units, values), or a ConfigError."""
+def _add(clipping: Clipping, units: "Tensor", sizes: list[int], summed: "Tensor") -> ClipCounts:
+    """Clip float64 rows (units, d) and add them to ``summed``; how many were clipped and not finite.
+
+    Every ``sizes`` columns have a norm of their own.
+    """
     import torch
 
-    units = {gradient.shape[0] if gradient.ndim else -1 for gradient in gradients}
-    values = [math.prod(gradient.shape[1:]) for gradient in gradients]
-    short = all(gradient.dtype in {torch.float32, torch.float16, torch.bfloat16} for gradient in gradients)
-    fits = total.dtype == torch.float64 and total.shape == (sum(values),)
-    if len(units) != 1 or min(units) < 0 or not short or not fits:
-        raise ConfigError(
-            "The gradients do not fit the total",
-            got=f"{len(gradients)} tensors of {sum(values)} values a unit, numbers of units {sorted(units)}, "
-            f"total {total.dtype} {tuple(total.shape)}",
-            expected="float32 or shorter, as many units in each tensor, and a float64 total of as many values",
-        )
-    return [
-        gradient.detach().reshape(gradient.shape[0], size) for gradient, size in zip(gradients, values, strict=True)
-    ]
+    norms = torch.stack([torch.linalg.vector_norm(part, dim=1) for part in torch.split(units, sizes, dim=1)])
+    finite = torch.isfinite(norms.sum(0))
+    if not finite.all():
+        # Zero times NaN is NaN: such units are left out, not scaled.
+        units, norms = units[finite], norms[:, finite]
+    factors, clipped = _coefficients(clipping, norms, sizes)
+    for part, columns, factor in zip(
+        torch.split(summed, sizes), torch.split(units, sizes, dim=1), factors, strict=True
+    ):
+        part.addmv_(columns.T, factor)
+    return ClipCounts(0, int(clipped.sum()), finite.numel() - len(units))
 
 
 def _coefficients(clipping: Clipping, norms: "Tensor", sizes: list[int]) -> "tuple[Tensor, Tensor]":
-    """Factors, shape (tensors, units), and which units were shortened, shape (units,)."""
+    """Factors, shape of ``norms`` (parts, units), and which units were shortened, shape (units,)."""
     bound = clipping.l2_clip_norm * MARGIN
     if isinstance(clipping, PerLayerClipping):
         factors = (norms.new_tensor(layer_bounds(clipping, sizes))[:, None] * MARGIN / norms).clamp(max=1.0)

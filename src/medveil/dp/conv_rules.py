@@ -279,7 +279,8 @@ def pull_back(filters: Tensor, unit: Tensor, factor: Tensor, *, out: Tensor) -> 
         The sums of G * u, shape (N, out, 1).
     """
     # In place until the last line: a block of gradients stays in the core's cache, ``out`` does not.
-    along = torch.einsum("nof,of->no", filters, unit)[..., None]
+    # Not einsum: it multiplies by matrices of one column, which is slower.
+    along: Tensor = torch.linalg.vecdot(filters, unit)[..., None]
     filters.sub_(filters.mean(2, keepdim=True)).addcmul_(unit, along / unit.shape[1], value=-1)
     torch.mul(filters.view(out.shape), factor.view(-1, *(1,) * (out.dim() - 2)), out=out)
     return along

@@ -11,7 +11,7 @@ the layers mixes examples cannot be seen here: :mod:`medveil.dp.checks` and :mod
 Reference: Goodfellow 2015, https://arxiv.org/abs/1510.01799; Rochette et al. 2019, https://arxiv.org/abs/1912.06015.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -37,8 +37,9 @@ def without_rule(model: nn.Module) -> tuple[str, ...]:
     return tuple(path for path, module in model.named_modules() if _owned(module) and rule_of(module) is None)
 
 
-Pool = dict[int, Tensor]
-"""Memory by parameter (its ``id``), shape (examples, *parameter.shape); fresh pages cost as much as the arithmetic."""
+Kind = tuple[torch.dtype, torch.device]
+Pool = dict[Kind, Tensor]
+"""Memory, shape (examples, values of the parameters of one kind); fresh pages cost as much as the arithmetic."""
 
 
 def by_layer(
@@ -54,7 +55,8 @@ def by_layer(
         pool: memory that may be written over and handed out again; it grows as needed.
 
     Returns:
-        Per trainable parameter, in registration order, a tensor (N, *shape).
+        Per trainable parameter, in registration order, a tensor (N, *shape): views of one matrix, an example a line,
+        for all parameters of one dtype and device.
 
     Raises:
         UnsupportedModelError: a parameter outside the layers with rules, a parameter used past its layer, or a
@@ -69,7 +71,7 @@ def by_layer(
             expected="convolutions, linear layers, group, instance and layer normalisation, PReLU",
             remedy=_REMEDY,
         )
-    sink = _Sink(len(images), {} if pool is None else pool)
+    sink = _Sink(len(images), list(parameters.values()), {} if pool is None else pool)
     with _captured(model, sink):
         outputs = model(images)
         total = _sum_of_losses(loss, outputs, targets)
@@ -85,31 +87,49 @@ def by_layer(
 class _Sink:
     """Gradients of single examples as they arrive; the uses of a tied parameter are summed."""
 
-    def __init__(self, count: int, pool: Pool) -> None:
-        self.count, self._pool = count, pool
-        self._taken: set[int] = set()
+    def __init__(self, count: int, parameters: Sequence[Tensor], pool: Pool) -> None:
+        self.count = count
         # Makes torch differentiate through a layer even where neither images nor weights ask for it.
         self.anchor = torch.zeros((), requires_grad=True)
-        self._rows: dict[int, Tensor] = {}
+        self._places = _places(count, parameters, pool)
+        self._handed_out: set[int] = set()
+        self._filled: set[int] = set()
 
     def room(self, parameter: Tensor) -> Tensor:
-        """Memory for the parameter's gradients: of the pool for its first use in a pass, fresh for further ones."""
-        key, shape = id(parameter), (self.count, *parameter.shape)
-        if key in self._taken:
-            return parameter.new_empty(shape, requires_grad=False)
-        self._taken.add(key)
-        held = self._pool.get(key)
-        if held is None or len(held) < self.count or held.shape[1:] != parameter.shape or held.dtype != parameter.dtype:
-            held = self._pool[key] = parameter.new_empty(shape, requires_grad=False)
-        return held[: self.count]
+        """Memory for the parameter's gradients: its place for its first use in a pass, fresh for further ones."""
+        key = id(parameter)
+        if key in self._handed_out or key not in self._places:
+            return parameter.new_empty((self.count, *parameter.shape), requires_grad=False)
+        self._handed_out.add(key)
+        return self._places[key]
 
     def add(self, parameter: Tensor, rows: Tensor) -> None:
         key = id(parameter)
-        self._rows[key] = self._rows[key] + rows if key in self._rows else rows
+        place = self._places[key]
+        if key in self._filled:
+            place.add_(rows)
+        elif rows is not place:
+            place.copy_(rows.view(place.shape))
+        self._filled.add(key)
 
     def take(self, parameter: Tensor) -> Tensor:
-        rows = self._rows.pop(id(parameter), None)
-        return parameter.new_zeros((self.count, *parameter.shape)) if rows is None else rows.detach()
+        place = self._places[id(parameter)]
+        return place if id(parameter) in self._filled else place.zero_()
+
+
+def _places(count: int, parameters: Sequence[Tensor], pool: Pool) -> dict[int, Tensor]:
+    """Where each parameter's gradients go, by its ``id``: one after the other in the lines of the pool's matrices."""
+    kinds: dict[Kind, list[Tensor]] = {}
+    for parameter in parameters:
+        kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    found: dict[int, Tensor] = {}
+    for kind, members in kinds.items():
+        sizes, held = [parameter.numel() for parameter in members], pool.get(kind)
+        if held is None or len(held) < count or held.shape[1] != sum(sizes):
+            held = pool[kind] = members[0].new_empty((count, sum(sizes)), requires_grad=False)
+        for parameter, columns in zip(members, torch.split(held[:count], sizes, dim=1), strict=True):
+            found[id(parameter)] = columns.view(count, *parameter.shape)
+    return found
 
 
 class _Layer(torch.autograd.Function):

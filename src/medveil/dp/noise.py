@@ -14,7 +14,8 @@ from medveil.errors import ConfigError, GuaranteeError, PrivacyError
 from medveil.rng import SecureRandom
 
 GRID_BITS = 20
-"""The grid is the clipping bound times 2**-20."""
+"""The grid is the clipping bound times 2**-20, unless a sum over few bits asks for a coarser one."""
+COARSEST_GRID_BITS = 10
 
 _LARGEST_STD = 2.0**32
 _LARGEST_TOTAL = 2.0**52
@@ -216,6 +217,7 @@ class NoiseMechanism:
         sites: >= 1, sites that add noise.
         tolerated: in [0, sites), sites that may pool what they know with whoever sees the sum.
         absent: >= 0, sites that may drop out; sites - tolerated - absent >= 1.
+        grid_bits: in [10, 20], bits of the clip norm on the grid; fewer make rounding cost more noise.
 
     Raises:
         ConfigError: an argument out of range.
@@ -235,8 +237,15 @@ class NoiseMechanism:
     sites: int = 1
     tolerated: int = 0
     absent: int = 0
+    grid_bits: int = GRID_BITS
 
     def __post_init__(self) -> None:
+        if not COARSEST_GRID_BITS <= self.grid_bits <= GRID_BITS:
+            raise ConfigError(
+                "The noise has no such grid",
+                got=f"grid_bits {self.grid_bits}",
+                expected=f"{COARSEST_GRID_BITS} to {GRID_BITS}",
+            )
         if not _SMALLEST_CLIP <= self.l2_clip_norm < math.inf or self.dimension < 1 or not self.noise_multiplier > 0:
             raise ConfigError(
                 "This is not a noise mechanism",
@@ -265,13 +274,13 @@ class NoiseMechanism:
 
     @property
     def grid(self) -> float:
-        """Distance between neighbouring values, in parameter units: exactly ``l2_clip_norm * 2**-20``."""
-        return math.ldexp(self.l2_clip_norm, -GRID_BITS)
+        """Distance between neighbouring values, in parameter units: exactly ``l2_clip_norm * 2**-grid_bits``."""
+        return math.ldexp(self.l2_clip_norm, -self.grid_bits)
 
     @property
     def sensitivity_grid(self) -> float:
-        """L2 sensitivity of one site's rounded total, in grid units: 2**20 + sqrt(dimension)."""
-        return 2.0**GRID_BITS + math.sqrt(self.dimension)
+        """L2 sensitivity of one site's rounded total, in grid units: 2**grid_bits + sqrt(dimension)."""
+        return 2.0**self.grid_bits + math.sqrt(self.dimension)
 
     @property
     def std_grid(self) -> float:

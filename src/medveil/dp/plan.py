@@ -1,17 +1,24 @@
 """The bound plan: sampler, clip, noise and the event that they imply, frozen together before any data are read."""
 
-from collections.abc import Mapping, Sequence
+import math
 from dataclasses import dataclass
 
 from medveil.accounting.accountants import Spent, epsilon_of
-from medveil.accounting.calibrate import calibrate_event, calibrate_noise
 from medveil.accounting.events import Event, Gaussian, PoissonGaussian, Repeated, compose
 from medveil.dp.clipping import AdaptiveClipping, Clipping, sum_noise_multiplier
-from medveil.dp.noise import NoiseMechanism, delta_slack
-from medveil.dp.settings import CentralDpSgd, LocalDpSgd, Mechanism, Relation, SiteDpFedAvg, Trusted, Unit
+from medveil.dp.noise import GRID_BITS, NoiseMechanism, delta_slack
+from medveil.dp.settings import (
+    CentralDpSgd,
+    DistributedDpSgd,
+    LocalDpSgd,
+    Mechanism,
+    Relation,
+    SiteDpFedAvg,
+    Trusted,
+    Unit,
+)
 from medveil.errors import ConfigError, GuaranteeError
 
-_TRUSTED: Mapping[str, Trusted] = {"central": "curator", "local": "nobody", "site": "server"}
 # Part of delta kept back for rounding and finite random words; PrivacyPlan.step checks that it suffices.
 DELTA_RESERVE = 1e-6
 # An epsilon beyond this is no promise: the probability of an outcome may change 10^43-fold.
@@ -63,6 +70,31 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """How many sites' noise makes up the whole; the default is one party that adds all of it.
+
+    Args:
+        sites: whose noise is in one sum.
+        tolerated: of them, that may tell the server their noise.
+        absent: of them, that may be missing.
+    """
+
+    sites: int = 1
+    tolerated: int = 0
+    absent: int = 0
+
+    def multiplier_against(self, colluding: int, noise_multiplier: float) -> float:
+        """The multiplier that a server with ``colluding`` sites faces when all that may be absent are.
+
+        Args:
+            colluding: >= 0; more than are tolerated face less than was meant, and at last nothing.
+            noise_multiplier: against the server with all that are tolerated.
+        """
+        honest = self.sites - self.tolerated - self.absent
+        return noise_multiplier * math.sqrt(max(self.sites - self.absent - colluding, 0) / honest)
+
+
+@dataclass(frozen=True)
 class PrivacyPlan:
     """What a run promises, and what its noise must be for that.
 
@@ -73,8 +105,9 @@ class PrivacyPlan:
         delta: of the guarantee, whole.
         trusted: who sees more than the guarantee covers.
         steps: of the whole training, of each party.
-        noise_multiplier: given or calibrated.
+        noise_multiplier: given or calibrated; against the worst coalition that is tolerated.
         earlier: what else touched the same units; composed with the training.
+        shares: how the noise is shared out.
     """
 
     mechanism: Mechanism
@@ -85,6 +118,7 @@ class PrivacyPlan:
     steps: int
     noise_multiplier: float
     earlier: tuple[Event, ...] = ()
+    shares: Shares = Shares()
 
     @property
     def secure(self) -> bool:
@@ -98,11 +132,22 @@ class PrivacyPlan:
 
     def step_event(self) -> PoissonGaussian | Gaussian:
         """What one step costs each unit."""
-        return _step_event(self.mechanism, self.noise_multiplier)
+        return step_event_of(self.mechanism, self.noise_multiplier)
 
     def event(self, steps: int | None = None) -> Event:
         """What ``steps`` steps cost; all of the training by default."""
         return Repeated(event=self.step_event(), count=self.steps if steps is None else steps)
+
+    def against(self, colluding: int, steps: int) -> Spent | None:
+        """Epsilon of ``steps`` steps and of everything earlier, against a server with ``colluding`` sites on its side.
+
+        One of those sites without the server is no better off: it sees the same sums. None where no noise is left.
+        """
+        multiplier = self.shares.multiplier_against(colluding, self.noise_multiplier)
+        if multiplier == 0:
+            return None
+        training = Repeated(event=step_event_of(self.mechanism, multiplier), count=steps)
+        return self.alone(compose([training, *self.earlier]))
 
     def alone(self, event: Event) -> Spent:
         """Epsilon of ``event`` on its own, at the plan's delta less what is reserved for rounding."""
@@ -112,8 +157,14 @@ class PrivacyPlan:
         """Epsilon of ``training`` (as planned by default) and of everything earlier, composed."""
         return self.alone(compose([self.event() if training is None else training, *self.earlier]))
 
-    def step(self, dimension: int, party: str, parties: int) -> StepPlan:
+    def step(self, dimension: int, party: str, parties: int, *, grid_bits: int = GRID_BITS) -> StepPlan:
         """The step of one party, for a model of ``dimension`` trainable parameters.
+
+        Args:
+            dimension: trainable parameters.
+            party: its name.
+            parties: how many train.
+            grid_bits: of the noise's grid.
 
         Raises:
             GuaranteeError: the mechanism has no steps of this kind, or the slack of the noise exceeds what is
@@ -122,12 +173,20 @@ class PrivacyPlan:
         """
         mechanism, event = self.mechanism, self.step_event()
         if isinstance(mechanism, SiteDpFedAvg) or isinstance(event, Gaussian):
-            raise GuaranteeError("Site-level privacy has no steps of patients", expected='kind = "central" or "local"')
+            raise GuaranteeError(
+                "Site-level privacy has no steps of patients", expected='kind = "central", "local" or "distributed"'
+            )
         multiplier = self.noise_multiplier
         if isinstance(mechanism.clipping, AdaptiveClipping):
             multiplier = sum_noise_multiplier(multiplier, mechanism.clipping.count_noise_multiplier)
         noise = NoiseMechanism(
-            l2_clip_norm=mechanism.clipping.l2_clip_norm, noise_multiplier=multiplier, dimension=dimension
+            l2_clip_norm=mechanism.clipping.l2_clip_norm,
+            noise_multiplier=multiplier,
+            dimension=dimension,
+            sites=self.shares.sites,
+            tolerated=self.shares.tolerated,
+            absent=self.shares.absent,
+            grid_bits=grid_bits,
         )
         self._check_slack(noise)
         return StepPlan(
@@ -141,7 +200,7 @@ class PrivacyPlan:
         )
 
     def _check_slack(self, noise: NoiseMechanism) -> None:
-        slack = delta_slack(noise.dimension, self.steps, noise.std_grid, epsilon=LARGEST_CLAIM)
+        slack = delta_slack(noise.dimension, self.steps, noise.std_grid, epsilon=LARGEST_CLAIM, honest=noise.honest)
         if slack > self.delta * DELTA_RESERVE:
             raise GuaranteeError(
                 "The noise that a computer draws differs too much from the noise of the guarantee",
@@ -151,60 +210,22 @@ class PrivacyPlan:
             )
 
 
-def bind(
-    mechanism: Mechanism,
-    *,
-    unit: Unit,
-    relation: Relation,
-    delta: float,
-    trusted: Trusted,
-    steps: int,
-    parties: int,
-    earlier: Sequence[Event] = (),
-) -> PrivacyPlan:
-    """Check that the claim can be kept, and calibrate the noise.
-
-    Args:
-        mechanism: the plan's table.
-        unit: whose presence is hidden.
-        relation: between neighbouring data sets.
-        delta: in (0, 1), below one over the number of units of the smallest party.
-        trusted: must be whom the mechanism trusts.
-        steps: of each party over the whole training.
-        parties: that train (1 for a curator).
-        earlier: what else touched the same units.
-
-    Raises:
-        ConfigError: delta is too large for the number of units, or the unit is not the mechanism's.
-        GuaranteeError: no noise reaches the target, or the plan names other trusted parties than the mechanism has.
-    """
-    _check_trust(mechanism, trusted)
-    _check_unit(mechanism, unit)
-    check_delta(delta, smallest_party(mechanism, parties), nominal=True)
-    multiplier = mechanism.noise.multiplier
-    if multiplier is None:
-        multiplier = _calibrated(mechanism, net_delta(delta), relation, steps, earlier)
-    if isinstance(mechanism, CentralDpSgd | LocalDpSgd) and isinstance(mechanism.clipping, AdaptiveClipping):
-        sum_noise_multiplier(multiplier, mechanism.clipping.count_noise_multiplier)
-    return PrivacyPlan(mechanism, unit, relation, delta, trusted, steps, multiplier, tuple(earlier))
-
-
 def net_delta(delta: float) -> float:
     """Delta that accounting uses: the rest is reserved for rounding and finite random words."""
     return delta * (1 - DELTA_RESERVE)
 
 
-def nominal_units(mechanism: CentralDpSgd | LocalDpSgd, party: str, parties: int) -> float:
-    """Public size of a party.
+def nominal_units(mechanism: CentralDpSgd | LocalDpSgd | DistributedDpSgd, party: str, parties: int) -> float:
+    """Public size of what a step draws from: a party, or all parties where they add up.
 
     Raises:
         ConfigError: sizes are stated by name and this name is not among them.
     """
     stated = mechanism.sampling.nominal_units
+    if not isinstance(mechanism, LocalDpSgd):
+        return float(stated if isinstance(stated, int) else sum(stated.values()))
     if isinstance(stated, int):
         return stated / parties
-    if isinstance(mechanism, CentralDpSgd):
-        return float(sum(stated.values()))
     if party not in stated:
         raise ConfigError(
             "A site's public nominal size is not stated",
@@ -215,68 +236,8 @@ def nominal_units(mechanism: CentralDpSgd | LocalDpSgd, party: str, parties: int
     return float(stated[party])
 
 
-def smallest_party(mechanism: Mechanism, parties: int) -> float:
-    """Public size of the smallest party, which delta is held against."""
-    if isinstance(mechanism, SiteDpFedAvg):
-        return mechanism.nominal_sites
-    stated = mechanism.sampling.nominal_units
-    if isinstance(stated, int):
-        return stated / parties
-    return sum(stated.values()) if isinstance(mechanism, CentralDpSgd) else min(stated.values())
-
-
-def check_delta(delta: float, units: float, *, nominal: bool) -> None:
-    """Refuse a delta that would allow publishing one unit of ``units`` in the clear.
-
-    Raises:
-        ConfigError: delta is not below 1 / units.
-    """
-    if not 0 < delta < 1 / units:
-        whose = "nominal size" if nominal else "number of units"
-        raise ConfigError(
-            "delta is too large: publishing one patient at random would satisfy the guarantee",
-            got=f"privacy.delta = {delta:g}",
-            expected=f"above 0 and below 1/N, N being the {whose} of the smallest party"
-            + (f" ({units:g})" if nominal else ""),
-            remedy="lower privacy.delta; 1/(10 N) or less is usual",
-        )
-
-
-def _step_event(mechanism: Mechanism, noise_multiplier: float) -> PoissonGaussian | Gaussian:
+def step_event_of(mechanism: Mechanism, noise_multiplier: float) -> PoissonGaussian | Gaussian:
+    """What one step of a mechanism costs each unit."""
     if isinstance(mechanism, SiteDpFedAvg):
         return Gaussian(noise_multiplier=noise_multiplier)
     return PoissonGaussian(sampling_rate=mechanism.sampling.rate, noise_multiplier=noise_multiplier)
-
-
-def _calibrated(mechanism: Mechanism, delta: float, relation: Relation, steps: int, earlier: Sequence[Event]) -> float:
-    epsilon = mechanism.noise.epsilon or 0.0
-    if not earlier and not isinstance(mechanism, SiteDpFedAvg):
-        return calibrate_noise(
-            epsilon=epsilon, delta=delta, sampling_rate=mechanism.sampling.rate, steps=steps, relation=relation
-        )
-
-    def everything(multiplier: float) -> Event:
-        return compose([Repeated(event=_step_event(mechanism, multiplier), count=steps), *earlier])
-
-    return calibrate_event(everything, epsilon=epsilon, delta=delta, relation=relation)
-
-
-def _check_trust(mechanism: Mechanism, trusted: Trusted) -> None:
-    expected = _TRUSTED[mechanism.kind]
-    if trusted != expected:
-        raise GuaranteeError(
-            "The plan names another trusted party than its mechanism has",
-            got=f'privacy.trusted = "{trusted}" with privacy.dp.kind = "{mechanism.kind}"',
-            expected=f'"{expected}"',
-            remedy="state whom the mechanism trusts, or choose a mechanism that trusts fewer",
-        )
-
-
-def _check_unit(mechanism: Mechanism, unit: Unit) -> None:
-    if (unit == "site") != isinstance(mechanism, SiteDpFedAvg):
-        raise ConfigError(
-            "The privacy unit is not the one that the mechanism protects",
-            got=f'privacy.unit = "{unit}" with privacy.dp.kind = "{mechanism.kind}"',
-            expected='"site"' if isinstance(mechanism, SiteDpFedAvg) else '"patient" or "image"',
-            remedy="correct privacy.unit, or choose another mechanism",
-        )

@@ -75,6 +75,17 @@ class LocalDpSgd(_DpSgd):
     kind: Literal["local"] = "local"
 
 
+class DistributedDpSgd(_DpSgd):
+    """Every site adds a share of the noise, and the server sees nothing but the sum of all sites.
+
+    Together the shares are enough against a server with as many sites on its side as
+    ``privacy.secure_aggregation.colluding``, even when ``dropouts`` others are missing. ``sampling.nominal_units`` are
+    those of all sites together.
+    """
+
+    kind: Literal["distributed"] = "distributed"
+
+
 class SiteDpFedAvg(Config):
     """A trusted server clips what sites change and adds the noise (McMahan et al. 2018, arXiv 1710.06963).
 
@@ -90,4 +101,4 @@ class SiteDpFedAvg(Config):
     nominal_sites: int = Field(ge=2)
 
 
-Mechanism = Annotated[CentralDpSgd | LocalDpSgd | SiteDpFedAvg, Field(discriminator="kind")]
+Mechanism = Annotated[CentralDpSgd | LocalDpSgd | DistributedDpSgd | SiteDpFedAvg, Field(discriminator="kind")]

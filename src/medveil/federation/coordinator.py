@@ -1,26 +1,42 @@
 """The coordinator's state machine: message bytes in, message bytes out. It knows no transport and sees no data."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medveil.errors import ConfigError, MessageError, ProtocolError, TooFewSitesError
-from medveil.federation.messages import AnyMessage, Join, Result, Scores, Stop, Task, Tensors, decode, encode
+from medveil.errors import ConfigError, ProtocolError, TooFewSitesError
+from medveil.federation.clear_sum import Answer, ClearSum, weighted_scores
+from medveil.federation.messages import (
+    AnyMessage,
+    Join,
+    Result,
+    Scores,
+    Sealed,
+    Stop,
+    Task,
+    Tensors,
+    decode,
+    encode,
+    frames_of,
+    with_frames,
+)
+from medveil.federation.secure_server import Counts, SecureServer, by_site
 from medveil.federation.selection import Selection
 from medveil.federation.server import ServerStep
-from medveil.federation.settings import Federation, FedSgd
-from medveil.federation.site import Floats, LocalResult, change
+from medveil.federation.settings import Federation
+from medveil.federation.site import Floats
 from medveil.federation.snapshot import Snapshot
 from medveil.federation.stages import Pipeline, StageContext
-from medveil.federation.update import Update
+from medveil.secagg.server import Outgoing as SealedFor
 from medveil.training.loop import diverged
 
 Row = dict[str, Any]
-SCORES = ("loss", "auc", "dice")
 Phase = Literal["joining", "training", "validating", "done"]
+# Room in a message beside the model's vectors: headers, and for every site keys, shares and signatures.
+_ROOM, _ROOM_PER_SITE = 1 << 16, 1 << 11
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,7 @@ class Coordinator:
         pipeline: privacy stages, the same as at the sites.
         weights: first weights, shape (d,), float32.
         buffers: first running statistics, shape (b,), float32.
+        secure: opens sums over the sites' masked answers; None lets every site answer in the clear.
         watch: told about progress.
 
     Raises:
@@ -73,6 +90,7 @@ class Coordinator:
         pipeline: Pipeline,
         weights: Floats,
         buffers: Floats,
+        secure: SecureServer | None = None,
         watch: Watch | None = None,
     ) -> None:
         self.round = 0
@@ -82,13 +100,14 @@ class Coordinator:
         self.lost: dict[str, str] = {}
         self._plan_hash = plan_hash
         self._alive = sorted(sites)
-        self._least = least_sites(settings, len(self._alive))
-        self._examples: dict[str, int] = {}
+        self._least = least_sites(settings, len(self._alive), secure)
+        self._clear = ClearSum(settings, staged=bool(pipeline.stages), sizes=(weights.size, buffers.size))
         self._settings = settings
         self._server = server
         self._pipeline = pipeline
+        self._secure = secure
         self._watch = watch or Watch()
-        self._answers: dict[str, tuple[AnyMessage, Tensors]] = {}
+        self._answers: dict[str, Answer] = {}
         self._sites_know_weights = False
         self._train_loss: float | None = None
 
@@ -97,6 +116,13 @@ class Coordinator:
         """Whether the training has ended."""
         return self.phase == "done"
 
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """Sites that have yet to answer before the phase can end."""
+        if self._secure is not None:
+            return tuple(site for site in self._alive if site in self._secure.awaited)
+        return tuple(site for site in self._alive if site not in self._answers)
+
     def receive(self, site: str, data: bytes) -> list[Outgoing]:
         """React to a site's message.
 
@@ -104,17 +130,22 @@ class Coordinator:
             MessageError: not a valid message.
             ProtocolError: a message at the wrong moment, of another plan, or of the wrong size.
         """
-        message, tensors = decode(data, max_body=16 * (self.weights.size + self.buffers.size) + (1 << 16))
+        room = _ROOM + _ROOM_PER_SITE * (len(self._alive) + len(self.lost))
+        message, tensors = decode(data, max_body=16 * (self.weights.size + self.buffers.size) + room)
         if site not in self._alive:
             raise ProtocolError("A message came from a site that does not take part", expected="a site of the plan")
+        if isinstance(message, Sealed) and self._secure is not None:
+            return self._sealed(self._secure.receive(site, frames_of(tensors))) + self._proceed()
         if site in self._answers:
             raise ProtocolError("A site answered the same task twice", got=f"{type(message).__name__} in {self.phase}")
         self._check(site, message, tensors)
+        if isinstance(message, Join) and self._secure is None:
+            self._clear.join(site, message.num_examples)
         self._answers[site] = (message, tensors)
-        if isinstance(message, Join) and message.num_examples is not None:
-            self._examples[site] = message.num_examples
         if self.phase == "training":
             self._watch.site_back(self.round + 1, len(self._answers), len(self._alive))
+        if self._secure is not None:
+            return self._sealed(self._secure.receive(site, frames_of(tensors))) + self._proceed()
         return self._proceed()
 
     def lose(self, site: str, reason: str) -> list[Outgoing]:
@@ -125,7 +156,8 @@ class Coordinator:
         """
         if self.done:
             return []
-        if site in self._alive:
+        known = site in self._alive
+        if known:
             self._alive.remove(site)
             self._answers.pop(site, None)
             self.lost[site] = reason
@@ -137,6 +169,8 @@ class Coordinator:
                 remedy="mend the cause at the site and run again: the run goes on after its last full round; "
                 "or lower federation.min_sites",
             )
+        if self._secure is not None and known:
+            return self._sealed(self._secure.lose(site)) + self._proceed()
         return self._proceed()
 
     def snapshot(self) -> Snapshot:
@@ -144,7 +178,8 @@ class Coordinator:
         tensors: dict[str, NDArray[np.generic]] = {"weights": self.weights, "buffers": self.buffers}
         tensors |= {f"server.{name}": value for name, value in self._server.state().items()}
         tensors |= {f"selection.{name}": value for name, value in self.selection.tensors().items()}
-        return Snapshot(self.round, tensors, {"selection": self.selection.facts(), "lost": self.lost})
+        secure = None if self._secure is None else asdict(self._secure.counts)
+        return Snapshot(self.round, tensors, {"selection": self.selection.facts(), "lost": self.lost, "secure": secure})
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from :meth:`snapshot`; call it before any message arrives."""
@@ -153,9 +188,13 @@ class Coordinator:
         self.buffers = np.asarray(snapshot.tensors["buffers"], dtype=np.float32)
         self._server.restore(snapshot.part("server."))
         self.selection.restore(snapshot.facts["selection"], snapshot.part("selection."))
+        if self._secure is not None:
+            self._secure.counts = Counts(**snapshot.facts["secure"])
         for site, reason in snapshot.facts["lost"].items():
             self._alive.remove(site)
             self.lost[site] = reason
+            if self._secure is not None:
+                self._secure.lose(site)
 
     def _check(self, site: str, message: AnyMessage, tensors: Tensors) -> None:
         wanted = {"joining": Join, "training": Result, "validating": Scores}.get(self.phase)
@@ -180,44 +219,17 @@ class Coordinator:
                 expected=f"plan {self._plan_hash[:12]}",
                 remedy="give every site the same plan file",
             )
-        if message.num_examples is None and self._settings.weighting == "size":
-            raise ProtocolError(
-                "A site does not tell its size, and the plan weighs sites by size",
-                expected="the number of its examples",
-                remedy='set federation.weighting = "equal"',
-            )
 
     def _check_result(self, site: str, message: Result, tensors: Tensors) -> None:
         if message.round != self.round + 1:
             raise ProtocolError("A site answered for another round", got=message.round, expected=self.round + 1)
-        if message.form != self._form():
-            raise ProtocolError(
-                "A site did not do what the plan's algorithm and privacy stages ask",
-                got=f"an update in the form {message.form!r}",
-                expected=repr(self._form()),
-            )
-        weight = float(self._examples[site]) if self._settings.weighting == "size" else 1.0
-        if message.weight != weight:
-            raise ProtocolError("A site claims another weight than is its own", got=message.weight, expected=weight)
-        allowed = ("float64", "uint32", "uint64") if message.form == "sum" else ("float32",)
-        for name, size in (("values", self.weights.size), ("buffers", self.buffers.size)):
-            if name not in tensors or tensors[name].shape != (size,):
-                raise MessageError(
-                    "An update does not have the model's size",
-                    got=tensors[name].shape if name in tensors else f"no {name}",
-                    expected=(size,),
-                    remedy="run the same plan with the same version of medveil at every site",
-                )
-        if tensors["values"].dtype.name not in allowed:
-            raise MessageError("An update has another dtype", got=tensors["values"].dtype.name, expected=allowed)
-
-    def _form(self) -> str:
-        if self._pipeline.stages:
-            return "sum"
-        return "mean" if isinstance(self._settings.algorithm, FedSgd) else "weights"
+        if self._secure is None:
+            self._clear.check(site, message, tensors)
+        elif message.form != "sealed" or message.weight != 1 or message.train_loss is not None:
+            raise ProtocolError("A site answered in the clear where the plan asks for a secure sum", got=message.form)
 
     def _proceed(self) -> list[Outgoing]:
-        if self.done or set(self._answers) != set(self._alive):
+        if self.done or not self._complete():
             return []
         answers, self._answers = self._answers, {}
         if self.phase == "training":
@@ -226,10 +238,16 @@ class Coordinator:
                 return self._ask(validate=True)
             self._commit(None)
         elif self.phase == "validating":
-            self._commit(_weighted_scores([message for message, _ in answers.values()]))
+            self._commit(self._scores(answers))
         if self.round >= self._settings.rounds or self.selection.exhausted:
             return self._finish()
         return self._ask(validate=False)
+
+    def _complete(self) -> bool:
+        """Whether everything is there that the phase waits for."""
+        if self._secure is None:
+            return set(self._answers) == set(self._alive)
+        return self._secure.prepared if self.phase == "joining" else self._secure.opened
 
     def _validation_due(self) -> bool:
         return validation_due(self._settings, self.round)
@@ -242,42 +260,38 @@ class Coordinator:
             train=not validate,
             sites=list(self._alive),
         )
-        tensors = None if self._sites_know_weights else {"weights": self.weights, "buffers": self.buffers}
+        tensors = {} if self._sites_know_weights else {"weights": self.weights, "buffers": self.buffers}
         self._sites_know_weights = True
-        data = encode(task, tensors)
-        return [Outgoing(site, data) for site in self._alive]
+        if self._secure is None:
+            data = encode(task, tensors)
+            return [Outgoing(site, data) for site in self._alive]
+        begun = self._secure.begin(None if validate else task.round)
+        return [Outgoing(site, encode(task, tensors | with_frames(frames))) for site, frames in begun.items()]
 
-    def _aggregate(self, answers: dict[str, tuple[AnyMessage, Tensors]]) -> None:
-        results = [(message, tensors) for _, (message, tensors) in sorted(answers.items())]  # one order, always
-        weight = sum(message.weight for message, _ in results if isinstance(message, Result))
-        updates: list[Update] = []
-        losses: list[float | None] = []
-        for message, tensors in results:
-            assert isinstance(message, Result)
-            updates.append(self._contribution(message, tensors, weight))
-            losses.append(None if message.train_loss is None else message.weight * message.train_loss)
+    def _sealed(self, outgoing: Sequence[SealedFor]) -> list[Outgoing]:
+        return [Outgoing(site, encode(Sealed(), with_frames(frames))) for site, frames in by_site(outgoing).items()]
+
+    def _aggregate(self, answers: dict[str, Answer]) -> None:
+        if self._secure is None:
+            total, loss = self._clear.total(answers, self.weights)
+        else:
+            total, loss = self._secure.update(self.round + 1)
         context = StageContext(round=self.round + 1, site=None, sites=tuple(sorted(answers)))
-        total = updates[0]
-        for update in updates[1:]:
-            total += update
         total = self._pipeline.at_server(total, context)
         weights = self._server.apply(self.weights, total.mean(), self.round / self._settings.rounds)
         if not np.isfinite(weights).all():
             raise diverged("weights")
         self.weights = weights
-        if self.buffers.size:
+        if total.buffers.size:  # a noisy sum has none: constants stay as they are
             self.buffers = total.mean_buffers().astype(np.float32)
-        self._train_loss = None if None in losses else sum(loss or 0.0 for loss in losses) / weight
+        self._train_loss = loss
         self._sites_know_weights = False
         self.round += 1
 
-    def _contribution(self, message: Result, tensors: Tensors, total_weight: float) -> Update:
-        """One site's summand. In the clear its weight is its share, so that a sole site's is exactly 1."""
-        values, buffers = tensors["values"], np.asarray(tensors["buffers"], dtype=np.float64)
-        if message.form == "sum":
-            return Update(values, message.weight, buffers)
-        local = LocalResult(message.form, _float32(values), _float32(tensors["buffers"]), message.train_loss)
-        return Update.from_mean(change(local, self.weights), message.weight / total_weight, buffers)
+    def _scores(self, answers: dict[str, Answer]) -> dict[str, float | None]:
+        if self._secure is None:
+            return weighted_scores(message for message, _ in answers.values())
+        return self._secure.scores()
 
     def _commit(self, scores: dict[str, float | None] | None) -> None:
         self.selection.consider(self.round, scores, self.weights, self.buffers)
@@ -303,8 +317,8 @@ def validation_due(settings: Federation, round_number: int) -> bool:
     return bool(every) and (round_number % every == 0 or round_number == settings.rounds)
 
 
-def least_sites(settings: Federation, sites: int) -> int:
-    """How many sites must stay.
+def least_sites(settings: Federation, sites: int, secure: SecureServer | None = None) -> int:
+    """How many sites must stay: as many as the plan says, or all; under a secure sum as many as it needs.
 
     Raises:
         ConfigError: more than there are.
@@ -316,25 +330,4 @@ def least_sites(settings: Federation, sites: int) -> int:
             expected=f"at most {sites}",
             remedy="lower federation.min_sites",
         )
-    return settings.min_sites or sites
-
-
-def _weighted_scores(messages: Sequence[AnyMessage]) -> dict[str, float | None]:
-    """Mean of each score over the sites that could compute it, weighted by their validation examples.
-
-    A score that no site could compute is left out.
-    """
-    sums: dict[str, list[tuple[int, float]]] = {}
-    for message in messages:
-        if isinstance(message, Scores):
-            for name, value in message.model_dump(include=set(SCORES)).items():
-                if value is not None and message.num_examples > 0:
-                    sums.setdefault(name, []).append((message.num_examples, value))
-    return {
-        name: sum(count * value for count, value in parts) / sum(count for count, _ in parts)
-        for name, parts in sorted(sums.items())
-    }
-
-
-def _float32(values: NDArray[np.generic]) -> Floats:
-    return np.asarray(values, dtype=np.float32)
+    return max(settings.min_sites, secure.least) if secure is not None else settings.min_sites or sites

@@ -41,8 +41,9 @@ class InProcess:
             if name not in coordinator.lost:
                 outgoing += self._join(coordinator, name)
         with ThreadPoolExecutor(max_workers=self._workers) as pool:
-            while outgoing:
-                outgoing = self._exchange(coordinator, pool, outgoing)
+            while not coordinator.done:
+                outgoing = self._exchange(coordinator, pool, outgoing) or self._give_up(coordinator)
+            self._exchange(coordinator, pool, outgoing)
 
     def traffic(self) -> Traffic:
         """Bytes carried so far."""
@@ -74,6 +75,19 @@ class InProcess:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return following
+
+    @staticmethod
+    def _give_up(coordinator: Coordinator) -> list[Outgoing]:
+        """Every message was delivered and the training has not ended: whoever was to answer is gone.
+
+        Raises:
+            ProtocolError: nobody was.
+        """
+        if coordinator.done:
+            return []
+        if not coordinator.awaited:
+            raise ProtocolError("The training stands still", got=f"phase {coordinator.phase}", expected="an answer")
+        return [sent for site in coordinator.awaited for sent in coordinator.lose(site, "The site did not answer")]
 
     def _hand_in(self, coordinator: Coordinator, answers: Iterable[tuple[str, list[bytes]]]) -> list[Outgoing]:
         outgoing: list[Outgoing] = []

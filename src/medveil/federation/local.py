@@ -11,6 +11,7 @@ from medveil.federation.site import LocalResult
 from medveil.training.device import one_thread
 from medveil.training.loop import Proximal, Trainer
 from medveil.training.optimisers import Adam, Sgd, build_optimiser
+from medveil.training.private import PrivateTrainer
 from medveil.training.validation import Scores
 from medveil.training.vectors import Vector, floating_buffers, from_vector, to_vector
 
@@ -60,6 +61,8 @@ class LocalWork:
         one_thread()
         self._load(weights, buffers)
         if isinstance(self.algorithm, FedSgd):
+            if isinstance(self.trainer, PrivateTrainer) and self.trainer.shares_noise:
+                return LocalResult("grid", self.trainer.encoded_step(round_number - 1), self._buffers(), None)
             loss = self._told(self.trainer.accumulate_gradient(round_number - 1))
             gradients = [_gradient(parameter) for parameter in self.trainer.parameters]
             return LocalResult("mean", to_vector(gradients), self._buffers(), loss)

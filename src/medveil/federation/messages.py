@@ -6,7 +6,7 @@ header (UTF-8 JSON, validated), then the body (safetensors, possibly empty). Not
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ _MAGIC = b"MVF1"
 _FRAME = struct.Struct(">4sBBIQ")
 _MAX_HEADER = 1 << 20
 MAX_BODY = 1 << 32
-_DTYPES = ("float32", "float64", "uint32", "uint64")
+_DTYPES = ("float32", "float64", "uint8", "uint32", "uint64")
 
 _COUNT = 1 << 53
 
@@ -64,11 +64,12 @@ class Result(Message):
 
     Tensors: ``values`` and ``buffers``. ``form`` says what ``values`` are: the site's new "weights" (lossless in
     float32), its "mean" gradient, or a "sum" that stages produced. A site that trains privately tells no loss.
+    In the form "sealed" there are frames of the secure sum instead, weight 1, and no loss.
     """
 
     kind = 3
     round: Positive
-    form: Literal["weights", "mean", "sum"]
+    form: Literal["weights", "mean", "sum", "sealed"]
     weight: float = Field(gt=0, le=_COUNT)
     train_loss: float | None = Field(ge=-1e9, le=1e9)
 
@@ -76,7 +77,8 @@ class Result(Message):
 class Scores(Message):
     """Site to coordinator: validation of the weights of ``round`` on the site's own data.
 
-    A score that the data do not define is None; a site without validation data sends none.
+    A score that the data do not define is None; a site without validation data sends none. Under secure aggregation
+    all are left out, and frames of the secure sum stand beside the header.
     """
 
     kind = 4
@@ -94,10 +96,28 @@ class Stop(Message):
     reason: str = Field(max_length=500)
 
 
-AnyMessage = Join | Task | Result | Scores | Stop
-_KINDS: dict[int, type[Join | Task | Result | Scores | Stop]] = {
-    message.kind: message for message in (Join, Task, Result, Scores, Stop)
+class Sealed(Message):
+    """Either way: frames of the secure sum (:mod:`medveil.secagg.messages`), which this layer cannot read."""
+
+    kind = 6
+
+
+AnyMessage = Join | Task | Result | Scores | Stop | Sealed
+_KINDS: dict[int, type[Join | Task | Result | Scores | Stop | Sealed]] = {
+    message.kind: message for message in (Join, Task, Result, Scores, Stop, Sealed)
 }
+_FRAME_NAME = "frame"
+
+
+def with_frames(frames: Sequence[bytes]) -> dict[str, NDArray[np.generic]]:
+    """Frames of the secure sum as tensors that travel beside a header."""
+    return {f"{_FRAME_NAME}{at:06d}": np.frombuffer(frame, dtype=np.uint8) for at, frame in enumerate(frames)}
+
+
+def frames_of(tensors: Tensors) -> list[bytes]:
+    """The frames of the secure sum that travel beside a header, in order."""
+    names = sorted(name for name in tensors if name.startswith(_FRAME_NAME))
+    return [tensors[name].tobytes() for name in names]
 
 
 def encode(message: AnyMessage, tensors: Tensors | None = None) -> bytes:

@@ -1,5 +1,6 @@
 """The site's state machine: message bytes in, message bytes out. It knows no torch and no transport."""
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -8,9 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medveil.errors import ConfigError, ProtocolError
-from medveil.federation.messages import Join, Result, Scores, Stop, Task, Tensors, decode, encode
+from medveil.federation.messages import (
+    Join,
+    Result,
+    Scores,
+    Sealed,
+    Stop,
+    Task,
+    Tensors,
+    decode,
+    encode,
+    frames_of,
+    with_frames,
+)
+from medveil.federation.outbox import fingerprint
 from medveil.federation.stages import Pipeline, StageContext
-from medveil.federation.update import Update
+from medveil.federation.update import Contribution, Update
 
 Floats = NDArray[np.float32]
 
@@ -20,14 +34,15 @@ class LocalResult:
     """What a site's training gave.
 
     Args:
-        form: "weights" (``values`` are the new weights) or "mean" (``values`` are a mean gradient).
-        values: shape (d,), float32.
+        form: "weights" (``values`` are the new weights), "mean" (``values`` are a mean gradient), or "grid"
+            (``values`` are a clipped sum with a share of the noise, which only a secure sum may take).
+        values: shape (d,), float32; int64 for "grid".
         buffers: shape (b,), float32.
         train_loss: mean over the steps, or None where it may not be known.
     """
 
-    form: Literal["weights", "mean"]
-    values: Floats
+    form: Literal["weights", "mean", "grid"]
+    values: Floats | NDArray[np.int64]
     buffers: Floats
     train_loss: float | None
 
@@ -65,12 +80,49 @@ class Spending(Protocol):
         """
         ...
 
-    def release(self, round_number: int) -> AbstractContextManager[None]:
+    def release(self, round_number: int, *, nothing_left: bool = False) -> AbstractContextManager[None]:
         """Durably charge what a round releases before the data are touched; note its completion on exit.
+
+        Args:
+            round_number: counted from 1.
+            nothing_left: it is sure that nothing of an earlier attempt at this round left the site, so that what was
+                charged for it and not completed pays for this one.
 
         Raises:
             BudgetError: the budget is spent.
         """
+        ...
+
+
+class Sealing(Protocol):
+    """The site's side of a secure sum (:mod:`medveil.federation.secure_site`)."""
+
+    def join(self) -> list[bytes]:
+        """Frames that announce the site's keys."""
+        ...
+
+    def receive(self, frames: Sequence[bytes]) -> list[bytes]:
+        """Answer frames of the server.
+
+        Raises:
+            ProtocolError: the server breaks the protocol.
+        """
+        ...
+
+    def known(self, round_number: int, start: str) -> bool:
+        """Whether the contribution to a round that starts from these weights was written down before."""
+        ...
+
+    def unsent(self, round_number: int) -> bool:
+        """Whether no contribution to a round, from whatever weights, was ever written down."""
+        ...
+
+    def contribute(self, round_number: int, start: str, compute: Callable[[], Contribution]) -> list[bytes]:
+        """Frames with the masked contribution: the one written down before, else a new one, written down first."""
+        ...
+
+    def scores(self, round_number: int, start: str, scores: Mapping[str, float | None], examples: int) -> list[bytes]:
+        """Frames with the masked validation scores of these weights."""
         ...
 
 
@@ -84,6 +136,7 @@ class Site:
         weighting: "size" or "equal".
         pipeline: privacy stages; empty sends updates in the clear.
         spending: the site's ledger; None where the plan promises no differential privacy.
+        sealing: the site's side of the secure sum; None sends updates in the clear.
 
     Raises:
         ConfigError: sites are weighted by a size that is private.
@@ -98,6 +151,7 @@ class Site:
         weighting: Literal["size", "equal"],
         pipeline: Pipeline,
         spending: Spending | None = None,
+        sealing: Sealing | None = None,
     ) -> None:
         self.name = name
         self.finished = False
@@ -106,6 +160,7 @@ class Site:
         self._weight = _weight(work, weighting)
         self._spending = spending
         self._pipeline = pipeline
+        self._sealing = sealing
         self._model: tuple[Floats, Floats] | None = None
 
     def join(self) -> bytes:
@@ -116,6 +171,9 @@ class Site:
         """
         if self._spending is not None:
             self._spending.open()
+        if self._sealing is not None:
+            header = Join(site=self.name, plan_hash=self._plan_hash, num_examples=None)
+            return encode(header, with_frames(self._sealing.join()))
         return encode(Join(site=self.name, plan_hash=self._plan_hash, num_examples=self._work.num_examples))
 
     def receive(self, data: bytes) -> list[bytes]:
@@ -131,6 +189,9 @@ class Site:
         if isinstance(message, Stop):
             self.finished = True
             return []
+        if isinstance(message, Sealed) and self._sealing is not None:
+            answers = self._sealing.receive(frames_of(tensors))
+            return [encode(Sealed(), with_frames(answers))] if answers else []
         if not isinstance(message, Task):
             raise ProtocolError(
                 "A site received a message that only a coordinator may receive", got=type(message).__name__
@@ -138,25 +199,56 @@ class Site:
         return self._perform(message, tensors)
 
     def _perform(self, task: Task, tensors: Tensors) -> list[bytes]:
-        if tensors:
+        if self._sealing is not None:
+            self._sealing.receive(frames_of(tensors))
+        if "weights" in tensors:
             self._model = (_vector(tensors, "weights"), _vector(tensors, "buffers"))
         if self._model is None:
             raise ProtocolError("A task arrived before any weights", expected="weights with the first task")
         weights, buffers = self._model
         replies = []
         if task.validate_model:
-            scores = self._work.validate(weights, buffers)
-            replies.append(encode(Scores(round=task.round, num_examples=self._work.num_validation, **scores)))
+            replies += self._validate(task, weights, buffers)
         if task.train:
-            replies.append(self._train(task, weights, buffers))
+            replies += self._train(task, weights, buffers)
         return replies
 
-    def _train(self, task: Task, weights: Floats, buffers: Floats) -> bytes:
+    def _validate(self, task: Task, weights: Floats, buffers: Floats) -> list[bytes]:
+        scores = self._work.validate(weights, buffers)
+        if self._sealing is not None:
+            start = fingerprint(weights, buffers)
+            frames = self._sealing.scores(task.round, start, scores, self._work.num_validation)
+            return _streamed(Scores(round=task.round, num_examples=0), frames)
+        return [encode(Scores(round=task.round, num_examples=self._work.num_validation, **scores))]
+
+    def _train(self, task: Task, weights: Floats, buffers: Floats) -> list[bytes]:
+        if self._sealing is not None:
+            return self._train_sealed(self._sealing, task, weights, buffers)
         with nullcontext() if self._spending is None else self._spending.release(task.round):
-            return self._release(task, weights, buffers)
+            return [self._release(task, weights, buffers)]
+
+    def _train_sealed(self, sealing: Sealing, task: Task, weights: Floats, buffers: Floats) -> list[bytes]:
+        """A contribution that was written down before a crash is sent again: nothing new is released or charged."""
+        start = fingerprint(weights, buffers)
+        charged: AbstractContextManager[None] = nullcontext()
+        if self._spending is not None and not sealing.known(task.round, start):
+            charged = self._spending.release(task.round, nothing_left=sealing.unsent(task.round))
+        with charged:
+            frames = sealing.contribute(task.round, start, lambda: self._contribution(task, weights, buffers))
+        return _streamed(Result(round=task.round, form="sealed", weight=1.0, train_loss=None), frames)
+
+    def _contribution(self, task: Task, weights: Floats, buffers: Floats) -> Contribution:
+        local = self._work.train(task.round, weights, buffers)
+        if local.form == "grid":
+            return Contribution(np.asarray(local.values, dtype=np.int64), None)
+        update = Update.from_mean(change(local, weights), self._weight, local.buffers)
+        context = StageContext(round=task.round, site=self.name, sites=tuple(task.sites))
+        return Contribution(self._pipeline.at_site(update, context), local.train_loss)
 
     def _release(self, task: Task, weights: Floats, buffers: Floats) -> bytes:
         local = self._work.train(task.round, weights, buffers)
+        if local.form == "grid":
+            raise ProtocolError("A share of a noisy sum may leave its site masked only", expected="a secure sum")
         if not self._pipeline.stages:
             header = Result(round=task.round, form=local.form, weight=self._weight, train_loss=local.train_loss)
             return encode(header, {"values": local.values, "buffers": local.buffers})
@@ -165,6 +257,11 @@ class Site:
         staged = self._pipeline.at_site(update, context)
         header = Result(round=task.round, form="sum", weight=staged.weight, train_loss=local.train_loss)
         return encode(header, {"values": staged.vector, "buffers": staged.buffers})
+
+
+def _streamed(header: Result | Scores, frames: Sequence[bytes]) -> list[bytes]:
+    """An answer whose frames of the secure sum follow one by one: no message is longer than a chunk and a little."""
+    return [encode(header), *(encode(Sealed(), with_frames([frame])) for frame in frames)]
 
 
 def _weight(work: Work, weighting: Literal["size", "equal"]) -> float:

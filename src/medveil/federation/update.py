@@ -73,3 +73,16 @@ class Update:
                 expected="> 0",
                 remedy='use weighting = "equal"',
             )
+
+
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    """What a site adds to a secure sum.
+
+    Args:
+        content: a weighted change, or a clipped sum with a share of the noise (shape (d,), int64, grid units).
+        loss: mean training loss, or None where it may not be told.
+    """
+
+    content: Update | NDArray[np.int64]
+    loss: float | None

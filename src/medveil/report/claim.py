@@ -69,14 +69,15 @@ class Claim(Part):
         stamp_reasons: why, one sentence each.
         epsilon: of the party that has it worst, everything composed.
         epsilon_server: against the coordinating server; None where the server is trusted.
-        epsilon_insider: against other parties of the training.
+        epsilon_insider: against other parties of the training; in the mode "distributed", against the server with as
+            many of them on its side as the plan tolerates.
         epsilon_rdp: cross-check by another accountant; None where that knows no bound.
         epsilon_target: that the noise was calibrated to; None where the noise was given.
     """
 
     stamp: Literal["NOT PRIVATE"] | None
     stamp_reasons: tuple[str, ...]
-    mode: Literal["central", "local", "site"]
+    mode: Literal["central", "local", "distributed", "site"]
     unit: Literal["patient", "image", "site"]
     relation: Literal["add-remove", "replace-one"]
     delta: Annotated[float, Field(gt=0, lt=1)]

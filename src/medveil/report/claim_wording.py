@@ -44,16 +44,41 @@ _TRUSTED = {
 }
 
 
-def sentence(claim: Claim) -> str:
+def hospitals(count: int, kind: str = "") -> str:
+    """A number of hospitals.
+
+    >>> hospitals(1), hospitals(2, "other")
+    ('1 hospital', '2 other hospitals')
+    """
+    noun = "hospital" if count == 1 else "hospitals"
+    return f"{count:,} {kind} {noun}" if kind else f"{count:,} {noun}"
+
+
+def sentence(claim: Claim, colluding: int = 0) -> str:
     """What the claim promises, for a reader who has never met epsilon.
 
     A stamped claim promises nothing, and the sentence says so.
+
+    Args:
+        claim: of the run.
+        colluding: in the mode "distributed", hospitals that may tell the server all they know.
     """
     if claim.stamp:
         return "This run promises nothing: read the figures below as a calculation, not as a guarantee."
     return (
-        f"{_WHO[claim.mode]} can tell {_question(claim)} at most this much better than guessing: right "
+        f"{_who(claim, colluding)} can tell {_question(claim)} at most this much better than guessing: right "
         f"{right_text(claim.meaning.membership_advantage)} times in 100, where guessing is right 50 times."
+    )
+
+
+def _who(claim: Claim, colluding: int) -> str:
+    if claim.mode != "distributed":
+        return _WHO[claim.mode]
+    if colluding == 0:
+        return "The server, and anyone outside the hospitals who sees the model after every step and at the end,"
+    return (
+        f"The server with up to {hospitals(colluding)} on its side, and anyone who sees the model after every step and "
+        "at the end,"
     )
 
 
@@ -107,16 +132,35 @@ def trusted(claim: Claim) -> str:
     return _TRUSTED[claim.trusted]
 
 
-def short(claim: Claim) -> str:
-    """The claim in one sentence for the head of the page."""
+def short(claim: Claim, colluding: int = 0) -> str:
+    """The claim in one sentence for the head of the page.
+
+    Args:
+        claim: of the run.
+        colluding: as for :func:`sentence`.
+    """
     if claim.stamp:
         return f"{claim.stamp}: noise was added, but this run promises nothing. {' '.join(claim.stamp_reasons)}"
+    if claim.mode == "distributed":
+        terms = f"for {UNITS[claim.unit]} at delta {delta_text(claim.delta)}"
+        return f"Differential privacy {terms}: {_both(claim, colluding)}."
     against = "against everyone outside the patient's own hospital"
     if claim.trusted != "nobody":
         against = f"but not against {trusted(claim)}"
     return (
         f"Differential privacy, epsilon {epsilon_text(claim.epsilon)} for {UNITS[claim.unit]} at delta "
         f"{delta_text(claim.delta)}, {against}."
+    )
+
+
+def _both(claim: Claim, colluding: int) -> str:
+    """Epsilon against the server alone and with the hospitals that may be on its side."""
+    alone = "not known" if claim.epsilon_server is None else epsilon_text(claim.epsilon_server)
+    if colluding == 0:
+        return f"epsilon {alone} against the server and everyone outside the hospitals, but not against other hospitals"
+    return (
+        f"epsilon {alone} against the server alone, {epsilon_text(claim.epsilon)} against the server with "
+        f"{hospitals(colluding)} on its side"
     )
 
 

@@ -1,27 +1,19 @@
 """The figure of an epsilon grid: what a plan reaches against what it costs, as PNG and SVG."""
 
-import io
-import re
 from collections.abc import Sequence
-from importlib import resources
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from medveil.study.folder import write_bytes
+from medveil.report.drawing import COLOURS, MARKERS, draw
+from medveil.report.drawing import palette as palette  # noqa: PLC0414 - other figures take it from here
 from medveil.study.grid_result import Grid, Row, Spread
-from medveil.study.grid_table import title
+from medveil.study.grid_text import title
 
 _SIZE = (6.6, 4.4)
-_DPI = 200
-# Colour-blind readers and black-and-white print tell plans apart by marker and dash.
-_COLOURS = ("main", "second", "third", "class-2", "class-0", "class-4")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2, 2, 2)), (0, (4, 3)))
 _ROOM = 1.35
 # Letters that fit above the axes, and those that a key takes the room of.
@@ -41,52 +33,7 @@ def write_figure(grid: Grid, out: Path) -> tuple[Path, Path]:
     Returns:
         The files written: ``epsilon-accuracy.png`` (200 dots an inch) and ``epsilon-accuracy.svg``.
     """
-    colours = palette()
-    paths = out / "epsilon-accuracy.png", out / "epsilon-accuracy.svg"
-    with mpl.rc_context(_style(colours)):
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        _draw(figure.add_subplot(), grid, colours)
-        for path in paths:
-            stored = io.BytesIO()
-            metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
-            figure.savefig(stored, format=path.suffix[1:], dpi=_DPI, metadata=metadata)
-            write_bytes(path, stored.getvalue())
-    return paths
-
-
-def palette() -> dict[str, str]:
-    """The page's colours on light paper, by name.
-
-    >>> palette()["main"]
-    '#0b6b74'
-    """
-    style = resources.files("medveil.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
-    light = style.split("@media", 1)[0]
-    return dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", light))
-
-
-def _style(colours: dict[str, str]) -> dict[str, Any]:
-    muted = colours["muted"]
-    return {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "medveil",
-        "text.parse_math": False,
-        "font.size": 11,
-        "text.color": colours["ink"],
-        "axes.edgecolor": muted,
-        "axes.labelcolor": colours["ink"],
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.8,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": colours["grid"],
-        "grid.linewidth": 0.8,
-        **{f"{axis}tick.{part}": muted for axis in "xy" for part in ("color", "labelcolor")},
-        **{f"{axis}tick.{part}.size": 0 for axis in "xy" for part in ("major", "minor")},
-        "figure.facecolor": colours["paper"],
-        "axes.facecolor": colours["paper"],
-    }
+    return draw(out / "epsilon-accuracy", _SIZE, lambda figure, colours: _draw(figure.add_subplot(), grid, colours))
 
 
 def _draw(axes: Axes, grid: Grid, colours: dict[str, str]) -> None:
@@ -97,9 +44,9 @@ def _draw(axes: Axes, grid: Grid, colours: dict[str, str]) -> None:
     axes.set_xscale("log")
     for number, plan in enumerate(plans):
         look = {
-            "color": colours[_COLOURS[number % len(_COLOURS)]],
-            "marker": _MARKERS[number % len(_MARKERS)],
-            "linestyle": _DASHES[number // len(_COLOURS) % len(_DASHES)],
+            "color": colours[COLOURS[number % len(COLOURS)]],
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": _DASHES[number // len(COLOURS) % len(_DASHES)],
         }
         slot = tuple(largest * _ROOM ** (1 + 2 * (number + part) / len(plans)) for part in (0.1, 0.5, 0.9))
         _draw_plan(axes, grid, plan, look, _Level(largest * _ROOM, largest * _ROOM**3, slot))

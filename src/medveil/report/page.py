@@ -8,15 +8,16 @@ import jinja2
 from markupsafe import Markup
 
 from medveil.errors import RunError
-from medveil.report import evidence, privacy, provenance, results, wording
+from medveil.report import aggregation, evidence, privacy, provenance, results, wording
 from medveil.report.blocks import Section
 from medveil.report.record import Run, read_run
 
-# The page, top to bottom. A new section is one function here.
-SECTIONS: tuple[Callable[[Run], Section], ...] = (
+# The page, top to bottom. A new section is one function here; one that has nothing to say gives None.
+SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     results.comparison,
     provenance.protection,
     privacy.privacy,
+    aggregation.secure_aggregation,
     results.test_figures,
     results.groups,
     evidence.learning,
@@ -83,5 +84,5 @@ def render(run: Run) -> str:
         stamp_notice=wording.stamp_notice(run.record),
         phantom_notice=wording.phantom_notice(run.record),
         headline=wording.headline(run.record),
-        sections=[section(run) for section in SECTIONS],
+        sections=[section for made in SECTIONS if (section := made(run)) is not None],
     )

@@ -5,10 +5,11 @@ Its parts follow NIST SP 800-226 (2025): the unit, the parameters, the trust mod
 
 import math
 
-from medveil.report import claim_wording, figures
+from medveil.report import claim_wording, figures, trust
 from medveil.report.blocks import Block, Bullets, Cell, Chart, Charts, Facts, LegendItem, Prose, Section, Table
 from medveil.report.claim import Claim, LedgerState, Meaning, TradeOff
 from medveil.report.record import Run
+from medveil.report.secure_sums import SecureSums
 from medveil.study.card import NOTHING_PROMISED, UNITS, delta_text, epsilon_text, one_in, percent_text
 
 _TITLE = "Privacy: what the model may reveal"
@@ -18,17 +19,19 @@ _DOUBTS = "not "
 
 def privacy(run: Run) -> Section:
     """What the run promises about the people whose images were trained on; that it promises nothing where it does."""
-    claim = run.record.privacy
+    claim, sums = run.record.privacy, run.record.secure_aggregation
     if claim is None:
         return Section("privacy", _TITLE, (Prose((NOTHING_PROMISED,), tone="warning"),))
-    blocks = _stamped(claim, claim.stamp) if claim.stamp else _promised(claim)
+    shared = sums if claim.mode == "distributed" else None
+    blocks = _stamped(claim, shared, claim.stamp) if claim.stamp else _promised(claim, shared)
     return Section("privacy", _TITLE, blocks)
 
 
-def _promised(claim: Claim) -> tuple[Block, ...]:
+def _promised(claim: Claim, shared: SecureSums | None) -> tuple[Block, ...]:
     return (
-        Prose((claim_wording.sentence(claim),), tone="lead"),
+        Prose((claim_wording.sentence(claim, 0 if shared is None else shared.colluding),), tone="lead"),
         *_warning(claim),
+        *_shared(claim, shared),
         _guarantee(claim),
         _how(claim),
         *_against(claim),
@@ -43,11 +46,17 @@ def _promised(claim: Claim) -> tuple[Block, ...]:
     )
 
 
-def _stamped(claim: Claim, stamp: str) -> tuple[Block, ...]:
+def _shared(claim: Claim, shared: SecureSums | None) -> tuple[Block, ...]:
+    """Where hospitals share out the noise, epsilon depends on who helps the server."""
+    return () if shared is None else (trust.two_epsilons(claim, shared), *trust.trust_table(claim, shared))
+
+
+def _stamped(claim: Claim, shared: SecureSums | None, stamp: str) -> tuple[Block, ...]:
     """What was calculated, without what it would mean: no bound on any attack holds for such a run."""
     return (
         Prose((stamp, *claim.stamp_reasons), tone="stamp"),
         Prose((claim_wording.sentence(claim),)),
+        *_shared(claim, shared),
         _guarantee(claim),
         _how(claim),
         _composition(claim),
@@ -61,13 +70,10 @@ def _warning(claim: Claim) -> tuple[Block, ...]:
 
 
 def _guarantee(claim: Claim) -> Table:
-    server = "no promise: it is trusted" if claim.epsilon_server is None else epsilon_text(claim.epsilon_server)
-    insider = "not known" if claim.epsilon_insider is None else epsilon_text(claim.epsilon_insider)
     delta = f"{delta_text(claim.delta)} ({one_in(claim.delta)})"
     rows = (
         ("Epsilon", epsilon_text(claim.epsilon), "for the party that has it worst, everything below composed"),
-        ("Epsilon against the server", server, "which coordinates the training"),
-        ("Epsilon against other parties of the training", insider, "who also know what they sent themselves"),
+        *([] if claim.mode == "distributed" else _against_parties(claim)),
         ("Delta", delta, "how far the guarantee may be missed"),
         ("Unit", UNITS[claim.unit], "whose presence is to be hidden"),
         ("Neighbouring data sets", claim_wording.neighbours(claim), claim.relation),
@@ -79,6 +85,15 @@ def _guarantee(claim: Claim) -> Table:
         rows=tuple((Cell(term, hint=hint), Cell(value)) for term, value, hint in rows),
         note="Epsilons are rounded up, and so is every bound on an attack.",
     )
+
+
+def _against_parties(claim: Claim) -> list[tuple[str, str, str]]:
+    server = "no promise: it is trusted" if claim.epsilon_server is None else epsilon_text(claim.epsilon_server)
+    insider = "not known" if claim.epsilon_insider is None else epsilon_text(claim.epsilon_insider)
+    return [
+        ("Epsilon against the server", server, "which coordinates the training"),
+        ("Epsilon against other parties of the training", insider, "who also know what they sent themselves"),
+    ]
 
 
 def _how(claim: Claim) -> Facts:

@@ -12,13 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from medveil.errors import RunError
 from medveil.report.claim import Claim
 from medveil.report.parts import Curve, Part
+from medveil.report.secure_sums import SecureSums
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _REMEDY = "run the study again, or restore the run folder from a copy"
 
 
@@ -201,6 +203,7 @@ class Record(Part):
     external: tuple[External, ...] = ()
     references: References = References()
     cost: Cost = Cost()
+    secure_aggregation: SecureSums | None = None
     privacy: Claim | None = None
     protection: Protection = Protection()
     artifacts: dict[str, str] = Field(default_factory=dict)
@@ -210,6 +213,14 @@ class Record(Part):
     def _drop_nulls(cls, given: Any) -> Any:
         """A part that is null is a part that was not measured."""
         return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+    @field_validator("privacy", mode="after")
+    @classmethod
+    def _needs_its_sums(cls, claim: Claim | None, info: ValidationInfo) -> Claim | None:
+        """Noise that sites share out protects nobody but in a secure sum."""
+        if claim is not None and claim.mode == "distributed" and info.data.get("secure_aggregation") is None:
+            raise PydanticCustomError("without_secure_aggregation", "a secure sum")
+        return claim
 
 
 class Step(Part):

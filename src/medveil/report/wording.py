@@ -137,7 +137,7 @@ def headline(record: Record) -> tuple[str, ...]:
     Returns:
         Sentences without markup; figures have two decimals here and three in the tables.
     """
-    claim = () if record.privacy is None else (claim_wording.short(record.privacy),)
+    claim = () if record.privacy is None else (claim_wording.short(record.privacy, _colluding(record)),)
     return (_trained(record), _reached(record), *_compared(record), *claim)
 
 
@@ -162,13 +162,20 @@ def protection_notice(record: Record) -> str:
     """What privacy protection the run had, in a sentence or two."""
     if record.privacy is not None:
         follow = "" if record.privacy.stamp else " Its terms follow in the next section."
-        return claim_wording.short(record.privacy) + follow
+        return claim_wording.short(record.privacy, _colluding(record)) + follow
     if any("secure aggregation" in text.lower() for text in record.protection.active):
-        return "No differential privacy was active: the trained model may reveal something about single patients."
+        return (
+            "The server saw sums over sites only. No differential privacy was active: the sums and the trained model "
+            "may reveal something about single patients."
+        )
     return (
         "No differential privacy, no secure aggregation was active: whoever receives the sites' updates or the "
         "trained model may learn something about single patients."
     )
+
+
+def _colluding(record: Record) -> int:
+    return 0 if record.secure_aggregation is None else record.secure_aggregation.colluding
 
 
 def limits(record: Record) -> tuple[str, ...]:

@@ -16,11 +16,14 @@ from torch import nn
 
 from medveil.accounting.events import Event
 from medveil.dp import check
-from medveil.dp.plan import PrivacyPlan, check_delta
+from medveil.dp.binding import check_delta
+from medveil.dp.plan import PrivacyPlan
 from medveil.federation.coordinator import Row, validation_due
 from medveil.federation.local import check_buffers, local_steps
 from medveil.federation.selection import Selection
+from medveil.federation.site import Work
 from medveil.federation.snapshot import Snapshot, load_snapshot, save_snapshot
+from medveil.federation.stages import Pipeline
 from medveil.federation.transport import Traffic
 from medveil.models.registry import build
 from medveil.models.weights import load_weights
@@ -29,6 +32,7 @@ from medveil.study.folder import MetricsLog, RunFolder
 from medveil.study.plan import Plan
 from medveil.study.prepare import Party, Prepared, input_scale
 from medveil.study.progress import Progress, Tick
+from medveil.study.secure import step_plan
 from medveil.training.device import one_thread
 from medveil.training.loop import Trainer
 from medveil.training.objectives import per_example_loss
@@ -36,6 +40,8 @@ from medveil.training.optimisers import build_optimiser, optimiser_state, restor
 from medveil.training.private import Privately, PrivateTrainer
 from medveil.training.validation import Scores, validation_scores
 from medveil.training.vectors import Vector, floating_buffers, from_vector, to_vector, trainable
+
+Tamper = Callable[[str, Work, Pipeline], tuple[Work, Pipeline]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +71,7 @@ class Outcome:
     lost: dict[str, str] | None = None
     charged: dict[str, Event] | None = None
     ledgers: dict[str, Any] | None = None
+    secure: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +88,8 @@ class Workshop:
         first: model with the plan's first weights; every arm starts from a copy.
         bound: what the plan promises, or None.
         ledgers: folder of the parties' privacy ledgers.
+        tamper: for experiments with hostile sites only: gets a site's name, work and stages, and returns those that
+            it uses instead; None in every ordinary run.
         halt: set to end every training at its next step.
     """
 
@@ -93,6 +102,7 @@ class Workshop:
     first: nn.Module
     bound: PrivacyPlan | None
     ledgers: Path
+    tamper: Tamper | None = None
     halt: threading.Event = field(default_factory=threading.Event)
 
     def model(self) -> nn.Module:
@@ -117,7 +127,9 @@ class Workshop:
         check_delta(bound.delta, units, nominal=False)
         dimension = sum(parameter.numel() for parameter in trainable(self.first))
         privately = Privately(
-            step=bound.step(dimension, party.name, parties), unit=bound.unit, random=self.random("party", number)
+            step=step_plan(self.plan, bound, dimension, party.name, parties),
+            unit=bound.unit,
+            random=self.random("party", number),
         )
         return PrivateTrainer(
             self.model(),

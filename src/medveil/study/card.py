@@ -53,16 +53,31 @@ def privacy_lines(privacy: dict[str, Any] | None) -> list[str]:
 
 
 def claim_text(privacy: dict[str, Any]) -> str:
-    """Epsilon with everything that it means nothing without.
+    """Epsilon with everything that it means nothing without; with shared noise, epsilon against whom.
 
     >>> claim_text({"epsilon": 2.585, "unit": "patient", "delta": 1e-5, "relation": "add-remove", "mode": "central",
     ...             "trusted": "curator"})
     'epsilon 2.59 for one patient at delta 1e-5 (add-remove), mode central, trusted: curator'
     """
     return (
-        f"epsilon {epsilon_text(privacy['epsilon'])} for {UNITS[privacy['unit']]} at delta "
+        f"{against_text(privacy)} for {UNITS[privacy['unit']]} at delta "
         f"{delta_text(privacy['delta'])} ({privacy['relation']}), mode {privacy['mode']}, trusted: {privacy['trusted']}"
     )
+
+
+def against_text(privacy: dict[str, Any]) -> str:
+    """Epsilon, or both where hospitals share the noise and some may tell the server theirs.
+
+    >>> against_text({"mode": "distributed", "epsilon": 3.0, "epsilon_server": 2.521, "epsilon_insider": 3.0})
+    'epsilon 2.53 against the server alone, 3.00 against the server with hospitals on its side,'
+    """
+    epsilon = f"epsilon {epsilon_text(privacy['epsilon'])}"
+    if privacy["mode"] != "distributed":
+        return epsilon
+    if privacy["epsilon_server"] == privacy["epsilon"]:
+        return f"{epsilon} against the server, if no hospital helps it,"
+    alone = f"epsilon {epsilon_text(privacy['epsilon_server'])} against the server alone"
+    return f"{alone}, {epsilon_text(privacy['epsilon'])} against the server with hospitals on its side,"
 
 
 def epsilon_text(value: float) -> str:

@@ -1,12 +1,11 @@
 """Accuracy against epsilon: every plan at every epsilon with every seed, each in its own run folder."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from medveil.errors import ConfigError, RunError
-from medveil.study.folder import RunFolder, file_name
+from medveil.study.folder import file_name
+from medveil.study.grid_checks import check_folders, check_list, epsilon_name, settings_at
 from medveil.study.grid_plan import at_epsilon, mechanism_of, private_batch, without_privacy
 from medveil.study.grid_result import METRICS, Grid, rows_of
 from medveil.study.grid_runs import Cell, run_cells
@@ -90,7 +89,7 @@ def grid_cells(
         ResumeError: a run folder was begun with another plan.
     """
     _check_lists(plans, epsilons, seeds)
-    chosen = _chosen(plans, epsilons, at or {})
+    chosen = settings_at(plans, epsilons, at or {})
     batches = {plan.name: private_batch(plan) for plan in chosen.get(None, {}).values()}
     cells = tuple(
         _cell(chosen[epsilon][plan.name], out, epsilon, seed, batches)
@@ -98,29 +97,8 @@ def grid_cells(
         for plan in plans
         for epsilon in epsilons
     )
-    for cell in cells:  # all of them before any is trained
-        folder = RunFolder(cell.folder)
-        if folder.plan.exists():
-            folder.bind_plan({"plan_hash": cell.plan.digest()})
+    check_folders(cells)
     return cells
-
-
-def _chosen(
-    plans: Sequence[Plan], epsilons: Sequence[float | None], at: Mapping[float | None, Sequence[Plan]]
-) -> dict[float | None, dict[str, Plan]]:
-    """The plans of every epsilon, by name."""
-    names = [plan.name for plan in plans]
-    for epsilon, others in at.items():
-        if epsilon not in epsilons or [plan.name for plan in others] != names:
-            raise ConfigError(
-                "Settings are given for an epsilon that the grid does not have, or for other plans",
-                got=f"epsilon {epsilon_name(epsilon)}",
-                expected="an epsilon of the grid, and plans of the same names",
-                remedy="correct --at, or add the epsilon to --epsilon",
-            )
-        for plan in others:
-            mechanism_of(plan)
-    return {epsilon: {plan.name: plan for plan in at.get(epsilon, plans)} for epsilon in epsilons}
 
 
 def _cell(plan: Plan, out: Path, epsilon: float | None, seed: int, batches: dict[str, int]) -> Cell:
@@ -132,30 +110,10 @@ def _cell(plan: Plan, out: Path, epsilon: float | None, seed: int, batches: dict
     return Cell(plan=derived, mode=mechanism_of(plan).kind, epsilon=epsilon, folder=folder)
 
 
-def epsilon_name(epsilon: float | None) -> str:
-    """An epsilon as tables and folders write it; no two have the same name.
-
-    >>> epsilon_name(3.0), epsilon_name(0.5), epsilon_name(None)
-    ('3', '0.5', 'none')
-    """
-    return "none" if epsilon is None else repr(float(epsilon)).removesuffix(".0")
-
-
 def _check_lists(plans: Sequence[Plan], epsilons: Sequence[float | None], seeds: Sequence[int]) -> None:
-    lists: dict[str, list[Any]] = {
-        "plans": [plan.name for plan in plans],
-        "epsilons": list(epsilons),
-        "seeds": list(seeds),
-    }
-    for what, values in lists.items():
-        twice = [value for value, count in Counter(values).items() if count > 1]
-        if not values or twice:
-            raise ConfigError(
-                f"The grid's {what} are not a list of different ones",
-                got=f"{twice[0]} twice" if twice else "none",
-                expected=f"one or more {what}, each once",
-                remedy="give every plan a name of its own" if what == "plans" else f"correct the list of {what}",
-            )
+    check_list("plans", [plan.name for plan in plans], remedy="give every plan a name of its own")
+    check_list("epsilons", epsilons)
+    check_list("seeds", seeds)
     if len(tasks := {plan.task for plan in plans}) > 1:
         raise ConfigError(
             "The grid's plans have different tasks", got=", ".join(sorted(tasks)), expected="one task, hence one metric"

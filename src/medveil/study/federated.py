@@ -1,25 +1,27 @@
 """The run's own arm: training over the sites, through messages."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from medveil.dp.plan import check_delta
+from medveil.dp.binding import check_delta
 from medveil.federation.coordinator import Coordinator, Row, Watch
 from medveil.federation.inprocess import InProcess
 from medveil.federation.local import LocalWork
 from medveil.federation.server import Averaging, ServerOptimiser, ServerStep
 from medveil.federation.settings import FedSgd
-from medveil.federation.site import Site
+from medveil.federation.site import Site, Work
 from medveil.federation.site_privacy import site_privacy_stages
 from medveil.federation.snapshot import Snapshot
 from medveil.federation.stages import Pipeline, build_pipeline
 from medveil.federation.transport import Traffic
 from medveil.study.arms import Journal, Outcome, Workshop
+from medveil.study.parties import is_pooled
 from medveil.study.plan import Plan
 from medveil.study.prepare import Party
-from medveil.study.privacy import is_pooled
+from medveil.study.secure import ProtocolClock, build_secure
 from medveil.study.spending import Account, open_accounts
 from medveil.training.device import one_thread
 from medveil.training.optimisers import Schedule
@@ -36,24 +38,36 @@ def train_federated(shop: Workshop) -> Outcome:
         check_delta(shop.bound.delta, len(parties), nominal=False)
     lost = set(journal.snapshot.facts["lost"]) if journal.snapshot else set()
     done = journal.snapshot.round if journal.snapshot else 0
+    first = shop.model()
+    clock = ProtocolClock(journal.snapshot.facts["protocol"] if journal.snapshot else {})
+    secure, sealing = build_secure(
+        plan,
+        shop.bound,
+        [party.name for party in parties],
+        sizes=(len(to_vector(trainable(first))), len(to_vector(floating_buffers(first)))),
+        outboxes=shop.folder.outboxes,
+        watch=clock.add,
+    )
     accounts = open_accounts(shop, [party.name for party in parties if party.name not in lost], done)
+    at_sites = _at_sites(shop, parties, pipeline)
     sites = {
         party.name: Site(
             party.name,
             plan_hash=plan.digest(),
-            work=_work(shop, party, number, len(parties)),
+            work=at_sites[number][0],
             weighting=plan.federation.weighting,
-            pipeline=pipeline,
+            pipeline=at_sites[number][1],
             spending=accounts.get(party.name),
+            sealing=sealing.get(party.name),
         )
         for number, party in enumerate(parties)
     }
-    first = shop.model()
     transport = InProcess(sites, workers=_workers(shop), traffic=_earlier_traffic(journal.snapshot))
 
     def commit(row: Row) -> None:
         traffic = transport.traffic()
-        journal.commit(row, coordinator.snapshot(), {"sent": dict(traffic.sent), "received": dict(traffic.received)})
+        extra = {"sent": dict(traffic.sent), "received": dict(traffic.received), "protocol": clock.state()}
+        journal.commit(row, coordinator.snapshot(), extra)
 
     coordinator = Coordinator(
         plan_hash=plan.digest(),
@@ -64,12 +78,14 @@ def train_federated(shop: Workshop) -> Outcome:
         pipeline=pipeline,
         weights=to_vector(trainable(first)),
         buffers=to_vector(floating_buffers(first)),
+        secure=secure,
         watch=Watch(site_back=journal.tick, round_done=commit),
     )
     if journal.snapshot is not None:
         coordinator.restore(journal.snapshot)
     one_thread()  # the server step runs here: its sums, too, must not depend on the number of cores
     transport.run(coordinator)
+    shutil.rmtree(shop.folder.outboxes, ignore_errors=True)  # unmasked contributions, needed until the last sum
     weights, buffers = coordinator.selection.chosen(coordinator.weights, coordinator.buffers)
     return Outcome(
         weights=weights,
@@ -80,6 +96,7 @@ def train_federated(shop: Workshop) -> Outcome:
         earlier_seconds=journal.earlier,
         traffic=transport.traffic(),
         lost=dict(coordinator.lost),
+        secure=None if secure is None else {**secure.describe(), "site_seconds": clock.state()},
         **_settled(accounts),
     )
 
@@ -96,6 +113,16 @@ def _pipeline(shop: Workshop) -> Pipeline:
     bound = shop.bound
     private = site_privacy_stages(bound, shop.random("server")) if bound is not None and bound.unit == "site" else ()
     return build_pipeline(shop.plan.privacy.stages, private)
+
+
+def _at_sites(shop: Workshop, parties: Sequence[Party], pipeline: Pipeline) -> list[tuple[Work, Pipeline]]:
+    """Every party's work and stages, as they are or as an experiment with hostile sites has them."""
+    honest: list[tuple[Work, Pipeline]] = [
+        (_work(shop, party, number, len(parties)), pipeline) for number, party in enumerate(parties)
+    ]
+    if shop.tamper is None:
+        return honest
+    return [shop.tamper(party.name, *own) for party, own in zip(parties, honest, strict=True)]
 
 
 def _work(shop: Workshop, party: Party, number: int, parties: int) -> LocalWork:

@@ -38,6 +38,7 @@ class RunFolder:
         self.seen = self.state / "seen.txt"
         self.inputs = self.state / "inputs.json"
         self.ledgers = path / "ledgers"
+        self.outboxes = self.state / "outboxes"
 
     @contextmanager
     def claim(self) -> Iterator[None]:

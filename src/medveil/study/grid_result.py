@@ -40,7 +40,7 @@ class Row:
 
     Args:
         plan: its name.
-        mode: "central", "local" or "site".
+        mode: "central", "local", "distributed" or "site".
         epsilon: target, or None without privacy.
         seeds: those that finished.
         failed: the reason by seed, of those that did not.

@@ -1,4 +1,4 @@
-"""Train the runs of a grid: one after the other, or several at a time in processes of their own."""
+"""Train the runs of a study: one after the other, or several at a time in processes of their own."""
 
 import math
 import multiprocessing
@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +30,7 @@ from medveil.study.progress import Progress, Silent
 from medveil.study.train import train
 
 FAILED = "failed.json"
+Mode = Literal["central", "local", "distributed", "site"]
 # What is the run's own fault. Anything else (data, folder, ledger, plan) would meet the other runs too: it stops all.
 _OF_THE_RUN = (
     BudgetError,
@@ -54,7 +55,7 @@ class Cell:
     """
 
     plan: Plan
-    mode: Literal["central", "local", "site"]
+    mode: Mode
     epsilon: float | None
     folder: Path
 
@@ -65,10 +66,10 @@ class GridRun:
 
     Args:
         plan: name of its plan.
-        mode: "central", "local" or "site".
+        mode: "central", "local", "distributed" or "site".
         epsilon: target, or None without privacy.
         seed: of the run.
-        folder: of the run, relative to the grid's.
+        folder: of the run, relative to the study's.
         failed: the reason, or None when the run finished.
         metrics: test figures by name; None where the data do not define one.
         epsilon_reached: what was charged; above the target after a crash, whose round is charged twice.
@@ -163,7 +164,7 @@ def _facts(record: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
 
 
 def _describe(cell: Cell) -> str:
-    epsilon = "without privacy" if cell.epsilon is None else f"epsilon {cell.epsilon:g}"
+    epsilon = "without differential privacy" if cell.epsilon is None else f"epsilon {cell.epsilon:g}"
     return f"{cell.plan.name}, {epsilon}, seed {cell.plan.seed}"
 
 
@@ -205,7 +206,7 @@ def _narrowed(cell: Cell, jobs: int) -> Cell:
     performance = cell.plan.performance
     workers = performance.workers or max(1, math.ceil(performance.worker_count() / jobs))
     plan = cell.plan.model_copy(update={"performance": performance.model_copy(update={"workers": workers})})
-    return Cell(plan, cell.mode, cell.epsilon, cell.folder)
+    return replace(cell, plan=plan)
 
 
 def _leave_with_parent(pipe: Connection) -> None:

@@ -9,15 +9,13 @@ from typing import Any
 
 import medveil
 from medveil.study.folder import write_json, write_text
-from medveil.study.grid_result import Grid, Row, Spread
+from medveil.study.grid_result import Grid, Row
 from medveil.study.grid_runs import GridRun
-from medveil.study.grid_spending import Spending, Together
+from medveil.study.grid_text import PHANTOM, markdown_line, number_text, spending_notes, spread_text, title
 
 SCHEMA_VERSION = 1
-_TITLES = {"auc": "AUC", "balanced_accuracy": "Balanced accuracy", "dice": "Dice"}
 _SPREAD = ("mean", "sd", "low", "high")
 _COLUMNS = ("plan", "mode", "epsilon", "epsilon_reached", "delta", "noise_multiplier", "stamp")
-_PHANTOM = "Synthetic phantom images: these figures say nothing about patients."
 _FIXED = "The settings of each plan were fixed in advance and are the same at every epsilon and seed. "
 _OWN = "The settings of each plan are the same at every seed; these epsilons have settings of their own: {}. "
 _NONE = '"none" is the same training without its protection: no noise, no clipping of single patients or sites.'
@@ -29,11 +27,6 @@ def write_tables(grid: Grid, out: Path) -> None:
     write_text(out / "table.csv", csv_table(grid))
     write_text(out / "table.md", markdown(grid))
     write_json(out / "table.json", to_json(grid))
-
-
-def title(metric: str) -> str:
-    """A metric's name for readers."""
-    return _TITLES[metric]
 
 
 def to_json(grid: Grid) -> dict[str, Any]:
@@ -78,50 +71,9 @@ def markdown(grid: Grid) -> str:
 
 def notes(grid: Grid) -> list[str]:
     """What a reader must know to read the figures, one paragraph each."""
-    first = [_PHANTOM] if grid.phantom else []
+    first = [PHANTOM] if grid.phantom else []
     settings = _OWN.format(", ".join(grid.own_settings)) if grid.own_settings else _FIXED
     return [*first, settings + _NONE, _spread_note(grid), *spending_notes(grid.spending)]
-
-
-def spending_notes(spending: Spending) -> list[str]:
-    """How often the same patients were used, and what that costs together."""
-    said = [_together(entry) for entry in spending.together]
-    if spending.unprotected:
-        said.append(
-            f"{_runs(spending.unprotected)} without privacy used the same patients: what is published of "
-            "them is outside every guarantee."
-        )
-    if spending.unfinished:
-        said.append(
-            f"{_runs(spending.unfinished)} began and did not finish. What a private one of them released "
-            "is charged in its ledger and is not in the sums above."
-        )
-    return said
-
-
-def _together(entry: Together) -> str:
-    if entry.runs == 1:
-        start = f"One private run used {entry.dataset}."
-    else:
-        start = (
-            f"The same patients were used {entry.runs} times: every private run was trained on {entry.dataset}, and "
-            "who sees several of them learns more than any one epsilon says."
-        )
-    cost = "no finite epsilon" if entry.epsilon is None else f"epsilon {entry.epsilon:.3g}"
-    whose = "It costs" if entry.runs == 1 else "Together they cost"
-    sentences = [
-        start,
-        f"{whose} at most {cost} at delta {entry.delta:g} (unit: one {entry.unit}, {entry.relation}).",
-    ]
-    if entry.ledgers is not None:
-        sentences.append(
-            f"The fullest ledger states epsilon {entry.ledgers:.3g} for these data, other runs on it included."
-        )
-    return " ".join(sentences)
-
-
-def _runs(count: int) -> str:
-    return "One run" if count == 1 else f"{count} runs"
 
 
 def _spread_note(grid: Grid) -> str:
@@ -139,7 +91,11 @@ def _seeds(grid: Grid) -> str:
 def _table(grid: Grid) -> list[str]:
     head = ["Plan", "Mode", "Epsilon", "Reached", "Delta", "Noise multiplier", "Seeds"]
     head += [title(metric) for metric in grid.metrics]
-    return [_line(head), _line(["---"] * len(head)), *(_line(_cells(row, grid.metrics)) for row in grid.rows)]
+    return [
+        markdown_line(head),
+        markdown_line(["---"] * len(head)),
+        *(markdown_line(_cells(row, grid.metrics)) for row in grid.rows),
+    ]
 
 
 def _cells(row: Row, metrics: Sequence[str]) -> list[str]:
@@ -149,26 +105,10 @@ def _cells(row: Row, metrics: Sequence[str]) -> list[str]:
         row.plan,
         row.mode,
         epsilon + (f" ({row.stamp})" if row.stamp else ""),
-        *(_number(value) for value in (row.epsilon_reached, row.delta, row.noise_multiplier)),
+        *(number_text(value) for value in (row.epsilon_reached, row.delta, row.noise_multiplier)),
         seeds,
-        *(_spread(row.metrics[metric]) for metric in metrics),
+        *(spread_text(row.metrics[metric]) for metric in metrics),
     ]
-
-
-def _spread(spread: Spread | None) -> str:
-    if spread is None:
-        return "-"
-    if spread.sd is None:
-        return f"{spread.mean:.3f}"
-    return f"{spread.mean:.3f} ± {spread.sd:.3f} ({spread.low:.3f} to {spread.high:.3f})"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _failure(run: GridRun) -> str:

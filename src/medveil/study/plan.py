@@ -18,6 +18,7 @@ from medveil.data.subject import Task
 from medveil.dp.settings import Mechanism, Relation, Trusted, Unit
 from medveil.errors import ConfigError
 from medveil.evaluation.intervals import BootstrapConfig
+from medveil.federation.secure_settings import SecureAggregation
 from medveil.federation.settings import Federation
 from medveil.imaging.preprocess import Preprocess
 from medveil.models.registry import ModelConfig
@@ -118,6 +119,7 @@ class Privacy(Config):
         one_image_per_patient: states that images whose source names no patients are of different patients.
         earlier: what else touched the same patients.
         dp: the mechanism; None promises no differential privacy.
+        secure_aggregation: the server sees sums over sites only; None shows it every site's update.
         overrides: hazards that are knowingly accepted; the run is then stamped NOT PRIVATE.
     """
 
@@ -130,6 +132,7 @@ class Privacy(Config):
     one_image_per_patient: bool = False
     earlier: tuple[Earlier, ...] = ()
     dp: Mechanism | None = None
+    secure_aggregation: SecureAggregation | None = None
     overrides: tuple[Override, ...] = ()
 
     @model_validator(mode="after")

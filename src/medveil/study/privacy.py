@@ -6,12 +6,14 @@ from typing import Any
 from medveil.accounting.events import Event, compose, flatten
 from medveil.accounting.meaning import membership_advantage, reconstruction_bound, trade_off
 from medveil.data.partition import NaturalPartition
-from medveil.dp.plan import LARGEST_CLAIM, PrivacyPlan, bind
-from medveil.dp.settings import CentralDpSgd, LocalDpSgd, SiteDpFedAvg
-from medveil.errors import ConfigError, GuaranteeError
-from medveil.federation.settings import FedSgd
+from medveil.dp.binding import bind
+from medveil.dp.plan import LARGEST_CLAIM, PrivacyPlan
+from medveil.dp.settings import SiteDpFedAvg
+from medveil.errors import GuaranteeError
 from medveil.study.claims import assumptions, holds_against, out_of_scope
+from medveil.study.parties import number_of_parties, planned_steps, shares_of
 from medveil.study.plan import Plan
+from medveil.study.privacy_checks import check_claim
 
 NOT_PRIVATE = "NOT PRIVATE"
 _FALSE_POSITIVE_RATES = (0.001, 0.01)
@@ -29,15 +31,16 @@ def bind_plan(plan: Plan) -> PrivacyPlan | None:
         GuaranteeError: the claim would be hollow.
     """
     privacy = plan.privacy
+    settings, partition = privacy.secure_aggregation, plan.data.partition
+    if settings is not None and not isinstance(partition, NaturalPartition):
+        settings.smallest_group(partition.count)
     if privacy.dp is None:
         return None
     assert privacy.unit is not None
     assert privacy.relation is not None
     assert privacy.delta is not None
     assert privacy.trusted is not None
-    _check_algorithm(plan)
-    _check_leaks(plan)
-    _check_patients(plan)
+    check_claim(plan)
     return bind(
         privacy.dp,
         unit=privacy.unit,
@@ -45,136 +48,10 @@ def bind_plan(plan: Plan) -> PrivacyPlan | None:
         delta=privacy.delta,
         trusted=privacy.trusted,
         steps=planned_steps(plan),
-        parties=_parties(plan),
+        parties=number_of_parties(plan),
         earlier=tuple(earlier.event for earlier in privacy.earlier),
+        shares=shares_of(plan),
     )
-
-
-def planned_steps(plan: Plan) -> int:
-    """Private steps of each party over the whole training."""
-    return plan.federation.rounds * steps_per_round(plan)
-
-
-def steps_per_round(plan: Plan) -> int:
-    """Private steps of a party in one round."""
-    return getattr(plan.federation.algorithm, "local_steps", None) or 1 if _steps_are_local(plan) else 1
-
-
-def is_pooled(plan: Plan) -> bool:
-    """Whether one curator trains on all sites' data."""
-    return isinstance(plan.privacy.dp, CentralDpSgd)
-
-
-def _steps_are_local(plan: Plan) -> bool:
-    return isinstance(plan.privacy.dp, LocalDpSgd)
-
-
-def _parties(plan: Plan) -> int:
-    mechanism, partition = plan.privacy.dp, plan.data.partition
-    if not isinstance(mechanism, LocalDpSgd):
-        return 1
-    if not isinstance(partition, NaturalPartition):
-        return partition.count
-    stated = mechanism.sampling.nominal_units
-    if isinstance(stated, int):
-        raise ConfigError(
-            "The data name the sites, so the plan must state a public nominal size for each",
-            got=f"privacy.dp.sampling.nominal_units = {stated}",
-            expected="a table: one number for every site",
-            remedy='write nominal_units = { "first site" = 1000, "second site" = 500 }',
-        )
-    return len(stated)
-
-
-def _check_algorithm(plan: Plan) -> None:
-    """The mechanism decides what a round is."""
-    algorithm, kind = plan.federation.algorithm, plan.privacy.dp.kind if plan.privacy.dp else ""
-    if is_pooled(plan) and not isinstance(algorithm, FedSgd):
-        raise ConfigError(
-            "A curator's training goes step by step",
-            got=f'federation.algorithm.kind = "{algorithm.kind}"',
-            expected='"fedsgd": a round is one noisy step',
-            remedy='set federation.algorithm = { kind = "fedsgd" } and federation.rounds to the number of steps',
-        )
-    if not is_pooled(plan) and isinstance(algorithm, FedSgd):
-        raise ConfigError(
-            f'Privacy of the kind "{kind}" averages models',
-            got='federation.algorithm.kind = "fedsgd"',
-            expected='"fedavg" or "fedprox"',
-            remedy='set federation.algorithm = { kind = "fedavg", local_steps = ... }',
-        )
-    if _steps_are_local(plan) and getattr(algorithm, "local_steps", None) is None:
-        raise ConfigError(
-            "The number of private steps would depend on the private size of a site",
-            got="federation.algorithm.local_epochs",
-            expected="federation.algorithm.local_steps",
-            remedy="state local_steps; an epoch is about 1 / privacy.dp.sampling.rate steps",
-        )
-
-
-def _check_leaks(plan: Plan) -> None:
-    """Refuse settings by which something about the training patients would leave besides the noisy steps."""
-    if plan.federation.weighting == "size":
-        raise GuaranteeError(
-            "Weighting sites by size would publish their sizes",
-            got='federation.weighting = "size"',
-            expected='"equal"',
-            remedy='set federation.weighting = "equal"',
-        )
-    if plan.training.amp != "off":
-        raise ConfigError(
-            "Per-patient gradients are computed in float32",
-            got=f'training.amp = "{plan.training.amp}"',
-            expected='"off"',
-        )
-    if plan.training.class_weights == "balanced" and "counted-class-weights" not in plan.privacy.overrides:
-        raise GuaranteeError(
-            "Balanced class weights are counted on the patients that the guarantee covers",
-            got='training.class_weights = "balanced"',
-            expected='"none", or one public number for every class',
-            remedy="state the weights as numbers",
-        )
-    compared = plan.references.central or plan.references.local_only
-    if compared and "unprotected-references" not in plan.privacy.overrides:
-        raise GuaranteeError(
-            "The references are trained on the same patients without protection, and their scores are published",
-            got=f"references.central = {plan.references.central}, references.local_only = {plan.references.local_only}",
-            expected="false, false",
-            remedy="set both to false; or accept the stamp NOT PRIVATE with "
-            'privacy.overrides = ["unprotected-references"]',
-        )
-    _check_held_out(plan)
-
-
-def _check_held_out(plan: Plan) -> None:
-    if plan.privacy.held_out == "public":
-        return
-    leaks = {
-        "federation.validate_every": plan.federation.validate_every > 0,
-        'evaluation.threshold = "validation"': plan.task == "classification"
-        and plan.evaluation.threshold == "validation",
-    }
-    found = [name for name, leak in leaks.items() if leak]
-    if found:
-        raise GuaranteeError(
-            "A validation curve would leak: its patients are private and its scores have no noise",
-            got=", ".join(found),
-            expected="federation.validate_every = 0 and a fixed evaluation.threshold",
-            remedy='set them so; or state privacy.held_out = "public" where validation patients agreed to it',
-        )
-
-
-def _check_patients(plan: Plan) -> None:
-    """A patient-level claim needs to know whose an image is."""
-    privacy, source = plan.privacy, plan.data.source
-    if privacy.unit == "patient" and not source.names_patients and not privacy.one_image_per_patient:
-        raise GuaranteeError(
-            "The claim is about patients, and the data do not say whose an image is",
-            got=source.subject_rule,
-            expected="a source with a patient column, pattern or header",
-            remedy='name the patient column of the source; set privacy.unit = "image"; or state '
-            "privacy.one_image_per_patient = true where every image is of another patient",
-        )
 
 
 def reasons_against(plan: Plan, bound: PrivacyPlan, epsilon: float) -> list[str]:
@@ -246,6 +123,7 @@ def privacy_part(
     worst = max(range(len(totals)), key=lambda index: totals[index].epsilon)
     spent, event = totals[worst], trained[worst]
     reasons = reasons_against(plan, bound, spent.epsilon)
+    server, insider = _against(bound, event, spent.epsilon)
     return {
         "stamp": NOT_PRIVATE if reasons else None,
         "stamp_reasons": reasons,
@@ -254,8 +132,8 @@ def privacy_part(
         "relation": bound.relation,
         "delta": bound.delta,
         "epsilon": spent.epsilon,
-        "epsilon_server": None if isinstance(bound.mechanism, SiteDpFedAvg) else spent.epsilon,
-        "epsilon_insider": spent.epsilon,
+        "epsilon_server": server,
+        "epsilon_insider": insider,
         "epsilon_rdp": spent.epsilon_rdp,
         "epsilon_target": bound.mechanism.noise.epsilon,
         "noise_multiplier": bound.noise_multiplier,
@@ -273,6 +151,21 @@ def privacy_part(
         "meaning": _meaning(compose([event, *bound.earlier]), bound),
         "ledgers": dict(ledgers) if ledgers is not None else None,
     }
+
+
+def _against(bound: PrivacyPlan, event: Event, epsilon: float) -> tuple[float | None, float | None]:
+    """Epsilon against the server alone (None where it is trusted), and against insiders.
+
+    Where sites share the noise, every site knows its own share, so an insider is the server with all sites that are
+    tolerated, or with one where none is. None where that leaves no noise.
+    """
+    if isinstance(bound.mechanism, SiteDpFedAvg):
+        return None, epsilon
+    if bound.shares.sites == 1:
+        return epsilon, epsilon
+    steps = _count(event, bound)
+    server, insider = bound.against(0, steps), bound.against(max(1, bound.shares.tolerated), steps)
+    return (server.epsilon if server else None), (insider.epsilon if insider else None)
 
 
 def _larger(event: Event, bound: PrivacyPlan) -> Event:

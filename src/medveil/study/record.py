@@ -10,14 +10,16 @@ from typing import Any
 from torch import nn
 
 import medveil
+from medveil.data.partition import NaturalPartition
 from medveil.federation.stages import Pipeline
 from medveil.models.architecture import architecture_hash
 from medveil.study.arms import Outcome
-from medveil.study.card import epsilon_text
+from medveil.study.card import against_text, delta_text
+from medveil.study.parties import number_of_sites
 from medveil.study.plan import Plan
 from medveil.study.prepare import Prepared
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def data_part(plan: Plan, prepared: Prepared) -> dict[str, Any]:
@@ -92,9 +94,78 @@ def training_part(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def protection_part(plan: Plan, pipeline: Pipeline, privacy: dict[str, Any] | None) -> dict[str, list[str]]:
-    """What protection was and was not active, in sentences."""
+def protection_part(
+    plan: Plan, pipeline: Pipeline, privacy: dict[str, Any] | None, *, sites: int | None = None
+) -> dict[str, list[str]]:
+    """What protection was and was not active, in sentences.
+
+    Args:
+        plan: of the run.
+        pipeline: the plan's stages.
+        privacy: the record's ``privacy``.
+        sites: how many there are; by default as many as the plan says, where it says so.
+    """
+    claim = [] if privacy is None or privacy["stamp"] else [_claim(privacy)]
+    if privacy is None:
+        missing = ["Differential privacy: none. The model may remember individual patients."]
+    else:
+        missing = [f"Differential privacy: {privacy['stamp']}. {reason}" for reason in privacy["stamp_reasons"]]
+    sums = secure_sentence(plan, known_sites(plan) if sites is None else sites)
+    return {
+        "active": [_left(plan, privacy), *sums, *claim, *_site_privacy(privacy), *pipeline.describe()],
+        "inactive": [
+            *missing,
+            *([] if sums else [_in_the_clear(privacy)]),
+            "Encrypted inference: none. Whoever runs the model sees the image, and the other way round.",
+        ],
+    }
+
+
+def known_sites(plan: Plan) -> int | None:
+    """Number of sites, where the plan says it; None where only the data do."""
+    by_data = plan.privacy.dp is None and isinstance(plan.data.partition, NaturalPartition)
+    return None if by_data else number_of_sites(plan)
+
+
+def secure_sentence(plan: Plan, sites: int | None) -> list[str]:
+    """What the secure sum guarantees, in one item; none where the plan asks for no secure sum.
+
+    Raises:
+        GuaranteeError: a threshold that cannot protect.
+    """
+    settings = plan.privacy.secure_aggregation
+    if settings is None:
+        return []
+    if settings.colluding == 0:
+        condition = "as long as no site tells it what it knows"
+    else:
+        several = "sites" if settings.colluding > 1 else "site"
+        condition = f"even with up to {settings.colluding} other {several} on its side"
+    whose = (
+        "over the sites that took part" if settings.groups == 1 else f"over each of {settings.groups} groups of sites"
+    )
+    text = f"Secure aggregation: the server saw sums {whose} and no single site's contribution, {condition}."
+    if sites is None:
+        return [f"{text} More than half of the sites must help to open a sum."]
+    size = settings.smallest_group(sites)
+    among = f"{size} sites" if settings.groups == 1 else f"the {size} sites of the smallest group"
+    threshold, absent = settings.threshold_of(size), settings.dropouts_of(size)
+    return [f"{text} Of {among}, {threshold} must help to open a sum, and up to {absent} may be missing from it."]
+
+
+def _left(plan: Plan, privacy: dict[str, Any] | None) -> str:
+    """What left a site."""
     pooled = plan.task == "classification" and plan.evaluation.threshold == "validation"
+    settings = plan.privacy.secure_aggregation
+    if settings is not None:
+        told = {None: "model updates, numbers of examples, training losses", "distributed": "noisy steps"}
+        parts = [told.get(None if privacy is None else privacy["mode"], "noisy model updates"), "validation scores"]
+        parts += ["validation predictions in bins, to choose the decision threshold"] if pooled else []
+        parts += ["counts and intensities of its training images"] if settings.statistics else []
+        return (
+            f"Images stayed at their sites. What left a site: {'; '.join(parts)}; all of it masked, so that only sums "
+            "over sites could be read."
+        )
     threshold = "; and, to choose the decision threshold, its validation predictions." if pooled else "."
     left = "Images stayed at their sites. What left a site: model updates"
     if privacy is None:
@@ -103,23 +174,13 @@ def protection_part(plan: Plan, pipeline: Pipeline, privacy: dict[str, Any] | No
         left = "Images were pooled at a trusted curator. What left it: noisy steps of the model and validation scores"
     else:
         left += " and its validation scores"
-    claim = [] if privacy is None or privacy["stamp"] else [_claim(privacy)]
-    if privacy is None:
-        missing = ["Differential privacy: none. The model may remember individual patients."]
-    else:
-        missing = [f"Differential privacy: {privacy['stamp']}. {reason}" for reason in privacy["stamp_reasons"]]
-    return {
-        "active": [left + threshold, *claim, *_site_privacy(privacy), *pipeline.describe()],
-        "inactive": [
-            *missing,
-            (
-                "Secure aggregation: none. One curator trained, so there were no sites' updates to add up."
-                if privacy is not None and privacy["mode"] == "central"
-                else "Secure aggregation: none. The coordinator saw every site's update in the clear."
-            ),
-            "Encrypted inference: none. Whoever runs the model sees the image, and the other way round.",
-        ],
-    }
+    return left + threshold
+
+
+def _in_the_clear(privacy: dict[str, Any] | None) -> str:
+    if privacy is not None and privacy["mode"] == "central":
+        return "Secure aggregation: none. One curator trained, so there were no sites' updates to add up."
+    return "Secure aggregation: none. The coordinator saw every site's update in the clear."
 
 
 def _site_privacy(privacy: dict[str, Any] | None) -> list[str]:
@@ -134,7 +195,7 @@ def _site_privacy(privacy: dict[str, Any] | None) -> list[str]:
 
 def _claim(privacy: dict[str, Any]) -> str:
     return (
-        f"Differential privacy: epsilon {epsilon_text(privacy['epsilon'])} at delta {privacy['delta']:g}, unit: one "
+        f"Differential privacy: {against_text(privacy)} at delta {delta_text(privacy['delta'])}, unit: one "
         f"{privacy['unit']}, {privacy['relation']}. It holds against: {privacy['holds_against'][0]}"
     )
 

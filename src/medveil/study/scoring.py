@@ -52,13 +52,18 @@ class Scorer:
             device=self.device,
         )
 
+    @property
+    def chooses_threshold(self) -> bool:
+        """Whether a decision threshold is chosen on validation images."""
+        binary = self.plan.task == "classification" and len(self.class_names) == _BINARY
+        return binary and self.plan.evaluation.threshold == "validation"
+
     def threshold(self, model: nn.Module, validation: ArrayData | None) -> Threshold:
         """Decision threshold, fixed before the test set is looked at."""
         wanted = self.plan.evaluation.threshold
         if wanted != "validation":
             return Threshold(float(wanted), "stated in the plan")
-        binary = self.plan.task == "classification" and len(self.class_names) == _BINARY
-        if not binary or validation is None or len(torch.unique(validation.targets)) < _BINARY:
+        if not self.chooses_threshold or validation is None or len(torch.unique(validation.targets)) < _BINARY:
             return FIXED_HALF
         return choose_threshold(self.predict(model, validation)[:, 1], validation.targets.numpy())
 

@@ -12,7 +12,7 @@ from medveil.dp.plan import PrivacyPlan
 from medveil.errors import LedgerError
 from medveil.study.arms import Workshop
 from medveil.study.folder import file_name
-from medveil.study.privacy import steps_per_round
+from medveil.study.parties import steps_per_round
 
 
 class Account:
@@ -73,15 +73,22 @@ class Account:
         )
 
     @contextmanager
-    def release(self, round_number: int) -> Iterator[None]:
+    def release(self, round_number: int, *, nothing_left: bool = False) -> Iterator[None]:
         """Charge a round before the data are touched; a round that is repeated after a crash is charged again.
+
+        Args:
+            round_number: counted from 1.
+            nothing_left: nothing of an earlier attempt left the site, so what was charged for it and not completed
+                pays for this one.
 
         Raises:
             BudgetError: the cap does not allow it.
         """
+        release = f"round-{round_number}"
         reservation = self._ledger.reserve(
             run=self._run,
-            release=f"round-{round_number}",
+            release=release,
+            attempt=self._unfinished(release) if nothing_left else None,
             dataset=self._dataset,
             unit=self._bound.unit,
             relation=self._bound.relation,
@@ -89,6 +96,13 @@ class Account:
         )
         yield
         self._ledger.commit(reservation)
+
+    def _unfinished(self, release: str) -> int | None:
+        """The last attempt at a release, where it was never completed."""
+        state = self._ledger.state()
+        attempt = state.attempts[self._run, release]
+        number = state.keys.get((self._run, release, attempt))
+        return None if number is None or number in state.committed else attempt
 
     def charged(self) -> Event | None:
         """Everything that this run has charged, attempts before a crash included; None where the party refused."""

@@ -37,6 +37,7 @@ from medveil.study.prepare import Party, Prepared, prepare
 from medveil.study.privacy import bind_plan, check_ledger_use, privacy_part
 from medveil.study.progress import Progress, Silent
 from medveil.study.scoring import Scorer, check_subgroups, point_metrics
+from medveil.study.secure_statistics import cohort_statistics, decision_threshold
 from medveil.training.device import be_deterministic, choose_device
 from medveil.training.vectors import floating_buffers, to_vector, trainable
 
@@ -106,6 +107,7 @@ def _run(plan: Plan, folder: RunFolder, progress: Progress, bound: PrivacyPlan |
     folder.bind_inputs(_inputs(plan, prepared, first))
     shop = Workshop(plan, prepared, folder, MetricsLog(folder.metrics), progress, device, first, bound, ledgers)
     clock.mark("data")
+    cohort = cohort_statistics(plan, prepared)
     with _interruptible(shop):
         federated = train_federated(shop)
         clock.mark("federated", earlier=federated.earlier_seconds)
@@ -114,6 +116,7 @@ def _run(plan: Plan, folder: RunFolder, progress: Progress, bound: PrivacyPlan |
     progress.note("Scoring the test set")
     content = _scored(shop, arms, foreign)
     clock.mark("evaluation")
+    content["cohort"] = cohort
     content["cost"] = _cost(federated, clock, device, plan)
     _write(shop, arms, content)
     progress.note("Done")
@@ -223,7 +226,7 @@ def _scored(shop: Workshop, arms: Arms, foreign: Sequence[ForeignTest]) -> dict[
         privacy = privacy_part(plan, shop.bound, charged=arms.federated.charged, ledgers=arms.federated.ledgers)
     scorer = Scorer(plan, prepared.dataset.class_names, shop.device)
     model = load_outcome(shop.model(), arms.federated)
-    threshold = scorer.threshold(model, prepared.pool().validation)
+    threshold = decision_threshold(scorer, model, prepared.sites, arms.federated.lost or {})
     predictions = scorer.predict(model, prepared.test.data)
     result = scorer.score(predictions, prepared.test, threshold).to_json()
     save_examples(shop.folder.examples, prepared.test.data, predictions, count=_PICTURES, seeds=Seeds(plan.seed))
@@ -241,7 +244,10 @@ def _scored(shop: Workshop, arms: Arms, foreign: Sequence[ForeignTest]) -> dict[
         "external": [score_external(one, scorer, model, threshold, result["metrics"]) for one in foreign],
         "references": _references(shop, arms, scorer, prepared),
         "privacy": privacy,
-        "protection": record.protection_part(plan, build_pipeline(plan.privacy.stages), privacy),
+        "secure_aggregation": arms.federated.secure,
+        "protection": record.protection_part(
+            plan, build_pipeline(plan.privacy.stages), privacy, sites=len(prepared.sites)
+        ),
     }
 
 

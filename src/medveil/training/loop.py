@@ -103,8 +103,7 @@ class Trainer:
         Raises:
             DivergedError: the loss is not finite.
         """
-        if self._halt is not None and self._halt.is_set():
-            raise KeyboardInterrupt
+        self._check_halt()
         self.model.train()
         for parameter in self.parameters:
             parameter.grad = None
@@ -148,6 +147,10 @@ class Trainer:
     def learning_rate(self, progress: float) -> float:
         """Learning rate at ``progress`` in [0, 1] of the whole training."""
         return self._settings.optimiser.lr * self._settings.schedule.factor(progress)
+
+    def _check_halt(self) -> None:
+        if self._halt is not None and self._halt.is_set():
+            raise KeyboardInterrupt
 
     def _backward(self, step: int) -> float | None:
         """Add the gradient of batch ``step`` to the parameters; return the batch's mean loss."""

@@ -16,6 +16,7 @@ from medveil.dp.methods import Method
 from medveil.dp.plan import StepPlan
 from medveil.dp.sampling import PoissonSampler, choose_examples
 from medveil.dp.settings import Unit
+from medveil.errors import GuaranteeError
 from medveil.rng import SecureRandom, Seeds
 from medveil.training.arrays import ArrayData
 from medveil.training.loop import Trainer
@@ -103,6 +104,11 @@ class PrivateTrainer(Trainer):
         """None: how many there are is private."""
         return
 
+    @property
+    def shares_noise(self) -> bool:
+        """Whether the noise of a step is whole only in the sum over several sites."""
+        return self._private.step.noise.sites > 1
+
     def _draws(self, name: str, step: int) -> Seeds:
         """Fresh secret seeds, never the plan's.
 
@@ -113,18 +119,43 @@ class PrivateTrainer(Trainer):
         del name, step
         return _secret_seeds(self._secret)
 
+    def encoded_step(self, step: int) -> NDArray[np.int64]:
+        """This party's part of a step that all sites take together: its clipped sum and its share of the noise.
+
+        Returns:
+            Shape (parameters,), grid units of the step's noise mechanism. Only the sum over the sites has the noise
+            of the guarantee: it leaves the party masked or not at all.
+        """
+        self._check_halt()
+        self.model.train()
+        with self._reproducible(step):
+            total, _ = self._clipped_total(step)
+        return self._private.step.noise.encode(total.numpy(), self._noise)
+
     def _backward(self, step: int) -> None:
+        if self.shares_noise:
+            raise GuaranteeError(
+                "A party's own share of the noise does not protect its step",
+                got=f"noise shared by {self._private.step.noise.sites} sites",
+                expected="a secure sum over all of them",
+                remedy="use encoded_step, and mask what it gives",
+            )
+        total, counts = self._clipped_total(step)
+        noise = replace(self._private.step.noise, l2_clip_norm=self._clipping.l2_clip_norm)
+        self._set_gradients(noise.release(total.numpy(), self._noise) / self._private.step.divisor)
+        if isinstance(self._clipping, AdaptiveClipping):
+            encoded = encode_count(self._clipping, counts, self._noise)
+            self._clipping = adapted(self._clipping, encoded, self._private.step.divisor)
+
+    def _clipped_total(self, step: int) -> tuple[torch.Tensor, ClipCounts]:
+        """Sum of the clipped gradients of the units that this step draws, shape (parameters,), float64."""
         total = torch.zeros(self._private.step.noise.dimension, dtype=torch.float64)
         counts = ClipCounts()
         for number, picked in enumerate(self._blocks()):
             views, targets, units = self._unit_views(picked, self._draws("augment", step).child(number))
             for gradients in self._engine.chunks(views, targets, units):
                 counts += clip_and_sum(self._clipping, gradients, total)
-        noise = replace(self._private.step.noise, l2_clip_norm=self._clipping.l2_clip_norm)
-        self._set_gradients(noise.release(total.numpy(), self._noise) / self._private.step.divisor)
-        if isinstance(self._clipping, AdaptiveClipping):
-            encoded = encode_count(self._clipping, counts, self._noise)
-            self._clipping = adapted(self._clipping, encoded, self._private.step.divisor)
+        return total, counts
 
     def _blocks(self) -> Iterator[NDArray[np.int64]]:
         """The examples of this step's units: whole units, about as many views at a time as memory is meant to hold."""

@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -35,15 +36,19 @@ def _clippings(draw):
     )
 
 
-def _gradients(units):
-    """Tensors of shapes (3,), () and (1, 2) for rows of six numbers."""
+def _gradients(units, *, apart=False):
+    """Tensors of shapes (3,), () and (1, 2) for rows of six numbers: side by side in memory, or each on its own."""
     rows = torch.tensor(units, dtype=torch.float32).reshape(-1, 6)
-    return [rows[:, :3], rows[:, 3], rows[:, 4:].reshape(-1, 1, 2)]
+    parts = [rows[:, :3], rows[:, 3], rows[:, 4:].reshape(-1, 1, 2)]
+    return [part.clone() for part in parts] if apart else parts
 
 
-def _summed(clipping, units):
+def _summed(clipping, units, *, apart=False, together=2**10):
+    """The sum, ``together`` units at a time."""
     total = torch.zeros(6, dtype=torch.float64)
-    counts = clip_and_sum(clipping, _gradients(units), total)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCK_VALUES", 6 * together)
+        counts = clip_and_sum(clipping, _gradients(units, apart=apart), total)
     return total, counts
 
 
@@ -71,10 +76,11 @@ def test_one_unit_is_within_the_bound(clipping, unit):
     others=st.lists(st.lists(_ANY, min_size=6, max_size=6), max_size=6),
     unit=st.lists(_FINITE, min_size=6, max_size=6),
     place=st.integers(0, 6),
+    together=st.integers(1, 7),
 )
-def test_adding_one_unit_moves_the_sum_within_the_bound(clipping, others, unit, place):
-    without, _ = _summed(clipping, others)
-    joined, counts = _summed(clipping, [*others[:place], unit, *others[place:]])
+def test_adding_one_unit_moves_the_sum_within_the_bound(clipping, others, unit, place, together):
+    without, _ = _summed(clipping, others, together=together)
+    joined, counts = _summed(clipping, [*others[:place], unit, *others[place:]], together=together)
     moved = [Fraction(a) - Fraction(b) for a, b in zip(joined.tolist(), without.tolist(), strict=True)]
     assert _square(moved) <= Fraction(clipping.l2_clip_norm) ** 2
     assert counts.units == len(others) + 1
@@ -89,6 +95,18 @@ def test_chunks_add_up(clipping, units, cut):
     assert first + second == counts
     assert 0 <= counts.unclipped <= counts.units
     np.testing.assert_allclose(total, whole, rtol=0, atol=1e-14 * clipping.l2_clip_norm * max(len(units), 1))
+
+
+@given(
+    clipping=_clippings(), units=st.lists(st.lists(_ANY, min_size=6, max_size=6), max_size=8), size=st.integers(1, 8)
+)
+def test_neither_memory_nor_blocks_change_what_is_summed(clipping, units, size):
+    whole, counts = _summed(clipping, units)
+    apart, same = _summed(clipping, units, apart=True)
+    np.testing.assert_array_equal(apart, whole)
+    blocks, equal = _summed(clipping, units, together=size)
+    np.testing.assert_allclose(blocks, whole, rtol=0, atol=1e-14 * clipping.l2_clip_norm * max(len(units), 1))
+    assert counts == same == equal
 
 
 def _violations(margin, monkeypatch):

@@ -35,9 +35,17 @@ def small_network():
 
 
 def make_step(
-    clipping="flat", unit="patient", *, rate=RATE, multiplier=MULTIPLIER, max_images=None, views=1, **options
+    clipping="flat",
+    unit="patient",
+    *,
+    rate=RATE,
+    multiplier=MULTIPLIER,
+    max_images=None,
+    views=1,
+    shares=None,
+    **options,
 ):
-    """A bound step of a small network; ``clipping`` by name."""
+    """A bound step of a small network; ``clipping`` by name, ``shares`` of the noise as a mechanism has them."""
     model = small_network()
     kind = CLIPPINGS[clipping]
     summed = (
@@ -51,7 +59,9 @@ def make_step(
         max_images=max_images,
         views=views,
         clipping=kind,
-        noise=NoiseMechanism(l2_clip_norm=kind.l2_clip_norm, noise_multiplier=summed, dimension=dimension),
+        noise=NoiseMechanism(
+            l2_clip_norm=kind.l2_clip_norm, noise_multiplier=summed, dimension=dimension, **shares or {}
+        ),
         divisor=rate * 120,
         event=PoissonGaussian(sampling_rate=rate, noise_multiplier=multiplier),
     )

@@ -97,6 +97,30 @@ def test_units_that_are_not_finite_add_nothing_and_hide_nobody():
     assert counts.unclipped == before.unclipped
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1], [0, 0, 1, 2], [3, 2, 1, 0]])
+@pytest.mark.parametrize("cut", [slice(None), slice(0, 9, 2), slice(0, 1)])
+def test_columns_of_one_matrix_in_any_order(order, cut):
+    """Tensors that follow each other in memory are read as one; those that do not must not be."""
+    matrix = torch.from_numpy(_flat(_drawn())).float()[cut]
+    columns = [matrix.split([108, 4, 1, 10_000], dim=1)[place] for place in order]
+    rows = np.concatenate([part.double().numpy() for part in columns], axis=1)
+    expected = (rows * np.minimum(1, 2.0 * MARGIN / np.linalg.norm(rows, axis=1))[:, None]).sum(0)
+    total, _ = _summed(FlatClipping(l2_clip_norm=2.0), columns)
+    np.testing.assert_allclose(total, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("units", [1, 103, 104, 300])
+def test_more_units_than_are_held_at_a_time(units):
+    gradients = _drawn(units)
+    rows = _flat(gradients)
+    gradients[1][units // 2, 0] = math.nan
+    norms = np.linalg.norm(rows, axis=1)
+    scaled = np.delete(rows * np.minimum(1, 2.0 * MARGIN / norms)[:, None], units // 2, axis=0)
+    total, counts = _summed(FlatClipping(l2_clip_norm=2.0), gradients)
+    np.testing.assert_allclose(total, scaled.sum(0), rtol=1e-11, atol=1e-12)
+    assert counts == ClipCounts(units, int((np.delete(norms, units // 2) > 2.0 * MARGIN).sum()), 1)
+
+
 def test_nobody():
     total, counts = _summed(FlatClipping(l2_clip_norm=1.0), [torch.zeros(0, 3, 2), torch.zeros(0)])
     assert total.tolist() == [0.0] * 7

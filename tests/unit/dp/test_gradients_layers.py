@@ -7,6 +7,7 @@ from torch import nn
 from medveil.dp import conv_rules
 from medveil.dp.layer_rules import rule_of
 from medveil.dp.layerwise import by_layer
+from medveil.dp.rows import side_by_side
 from medveil.models.standardised import ScaledStdConv, ScaledStdConvTranspose
 
 LAYERS = {
@@ -144,3 +145,25 @@ def test_single_positions_are_refused_by_instance_normalisation_as_in_torch():
     model = nn.Sequential(nn.InstanceNorm2d(2, affine=True))
     with pytest.raises(ValueError, match="more than 1 spatial element"):
         by_layer(model, _loss, torch.randn(2, 2, 1, 1), torch.randn(2, 2, 1, 1))
+
+
+class _Cast(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self._dtype = dtype
+
+    def forward(self, images):
+        return images.to(self._dtype)
+
+
+def test_gradients_of_one_dtype_are_side_by_side_and_dtypes_stay_apart():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.PReLU(), _Cast(torch.float64), nn.Linear(4, 2).double())
+    images, weights, pool = torch.randn(5, 3), torch.randn(5, 2, dtype=torch.float64), {}
+    for count in (3, 5, 4):
+        got = by_layer(model, _loss, images[:count], weights[:count], pool=pool)
+        expected = _expected(model, images[:count], weights[:count])
+        for rows, wanted in zip(got, expected, strict=True):
+            torch.testing.assert_close(rows, wanted, rtol=1e-5, atol=1e-6)
+        assert [rows.shape for rows in side_by_side([rows.flatten(1) for rows in got])] == [(count, 17), (count, 10)]
+    assert {held.shape for held in pool.values()} == {(5, 17), (5, 10)}

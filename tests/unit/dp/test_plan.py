@@ -4,9 +4,10 @@ import pytest
 from scipy.stats import norm
 
 from medveil.accounting.events import Gaussian, PoissonGaussian, Repeated
+from medveil.dp.binding import bind
 from medveil.dp.clipping import FlatClipping
 from medveil.dp.noise import NoiseMechanism
-from medveil.dp.plan import DELTA_RESERVE, StepPlan, bind
+from medveil.dp.plan import DELTA_RESERVE, StepPlan
 from medveil.dp.settings import CentralDpSgd, LocalDpSgd, SiteDpFedAvg
 from medveil.errors import ConfigError, GuaranteeError
 

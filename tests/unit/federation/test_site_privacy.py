@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from medveil.dp.plan import bind
+from medveil.dp.binding import bind
 from medveil.dp.settings import CentralDpSgd, SiteDpFedAvg
 from medveil.errors import GuaranteeError, PipelineError
 from medveil.federation.site_privacy import site_privacy_stages

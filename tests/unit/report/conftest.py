@@ -278,12 +278,66 @@ def edited(tmp_path):
 
 @pytest.fixture
 def private_run(tmp_path, claim):
-    """From a run's ``privacy`` (a claim that holds by default) to the folder of such a run, without references."""
+    """From a run's ``privacy`` (a claim that holds by default) to the folder of such a run, without references.
 
-    def write(privacy=None):
+    Its ``secure_aggregation`` may be given too.
+    """
+
+    def write(privacy=None, secure=None):
         record = classification_record()
         record.update(privacy=privacy or claim(), references={"central": None, "local_only": None})
+        if secure is not None:
+            record["secure_aggregation"] = secure
         steps = [row for row in private_history("auc") if row["arm"] == "federated"]
         return write_run(tmp_path / "private", record, steps, classified_examples())
 
     return write
+
+
+def sums_of(**changes):
+    """A record's ``secure_aggregation`` of five sites, one of which may collude; ``changes`` replace keys."""
+    names = [f"site-{number}" for number in range(1, 6)]
+    return {
+        "groups": [names],
+        "thresholds": [4],
+        "min_included": [4],
+        "colluding": 1,
+        "combine": "mean",
+        "modulus_bits": 32,
+        "resolution": 1.9073486328125e-06,
+        "value_range": None,
+        "sums_opened": 105,
+        "clipped": None,
+        "refused_groups": 0,
+        "dropped": {"site-2": 3},
+        "server_seconds": 1.384,
+        "site_seconds": dict.fromkeys(names, 2.7684),
+        **changes,
+    }
+
+
+@pytest.fixture
+def sums():
+    """Makes a record's ``secure_aggregation``; keyword arguments replace keys."""
+    return sums_of
+
+
+@pytest.fixture
+def shared_claim(claim):
+    """Makes the ``privacy`` of a run whose sites share out the noise; keyword arguments replace keys."""
+
+    def make(**changes):
+        return claim(
+            **{
+                "mode": "distributed",
+                "trusted": "nobody",
+                "epsilon_server": 2.5247878,
+                "holds_against": [
+                    "The server, which sees sums over hospitals only, and up to 1 other hospital.",
+                    "Not the patient's own hospital, which has the images.",
+                ],
+                **changes,
+            }
+        )
+
+    return make

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from medveil.dp.plan import bind
+from medveil.dp.binding import bind
 from medveil.dp.settings import CentralDpSgd
 from medveil.rng import SecureRandom, Seeds
 from medveil.training.arrays import ArrayData, InputScale

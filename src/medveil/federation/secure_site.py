@@ -1,0 +1,131 @@
+"""A site's side of the secure sum: what it contributes, packed, written down, masked."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from medveil.errors import ProtocolError
+from medveil.federation.blocks import Blocks
+from medveil.federation.outbox import Outbox
+from medveil.federation.packing import Packing, ScorePacking
+from medveil.federation.update import Contribution
+from medveil.secagg.identity import IdentityKey
+from medveil.secagg.parameters import Parameters
+from medveil.secagg.ring import RingVector
+from medveil.secagg.site import SiteSession
+
+
+def sum_context(purpose: Literal["round", "scores"], round_number: int, start: str) -> bytes:
+    """What the vectors of one sum are computed from: SHA-256 of ``PURPOSE ROUND START``, 32 bytes.
+
+    Args:
+        purpose: "round" for contributions to the model, "scores" for validation scores.
+        round_number: counted from 1.
+        start: :func:`~medveil.federation.outbox.fingerprint` of the weights that this site was sent.
+    """
+    return hashlib.sha256(f"{purpose} {round_number} {start}".encode()).digest()
+
+
+class SecureSite:
+    """One session of the secure sum at one site, and the site's memory of what it contributed.
+
+    Args:
+        parameters: of the site's group.
+        name: of the site.
+        identity: its long-term signing key.
+        outbox: where contributions are written down.
+        packing: of contributions.
+        blocks: of the model that rounds sum.
+        score_packing: of validation scores.
+        watch: told how many seconds the protocol takes.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        name: str,
+        identity: IdentityKey,
+        outbox: Outbox,
+        *,
+        packing: Packing,
+        blocks: Blocks,
+        score_packing: ScorePacking,
+        watch: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
+        self._session = SiteSession(parameters, name, identity, accept=self._accept)
+        self._outbox = outbox
+        self._packing, self._blocks, self._score_packing = packing, blocks, score_packing
+        self._watch = watch
+        self._training = False
+
+    def join(self) -> list[bytes]:
+        """Frames that announce the site's keys."""
+        with self._timed():
+            return [self._session.advertise()]
+
+    def receive(self, frames: Sequence[bytes]) -> list[bytes]:
+        """Answer frames of the server.
+
+        Raises:
+            ProtocolError: the server breaks the protocol; the site tells nothing.
+            MessageError: not valid frames.
+        """
+        with self._timed():
+            return [answer for frame in frames for answer in self._session.receive(frame)]
+
+    def known(self, round_number: int, start: str) -> bool:
+        """Whether the contribution to a round was written down before: then nothing is released anew."""
+        return self._outbox.has(round_number, start)
+
+    def unsent(self, round_number: int) -> bool:
+        """Whether no contribution to a round was ever written down, so that none can have left."""
+        return self._outbox.unsent(round_number)
+
+    def contribute(self, round_number: int, start: str, compute: Callable[[], Contribution]) -> list[bytes]:
+        """Frames with the masked contribution: the one written down before, else a new one, written down first.
+
+        Raises:
+            ProtocolError: the server has not begun a step.
+        """
+        self._check_begun()
+
+        def pack() -> RingVector:
+            return self._blocks.cut(self._packing.pack(compute()), round_number)
+
+        vector = self._outbox.contribution(round_number, start, pack)
+        return self._masked(vector, sum_context("round", round_number, start), training=True)
+
+    def scores(self, round_number: int, start: str, scores: Mapping[str, float | None], examples: int) -> list[bytes]:
+        """Frames with the masked validation scores.
+
+        Raises:
+            ProtocolError: the server has not begun a step.
+        """
+        self._check_begun()
+        vector = self._score_packing.pack(scores, examples)
+        return self._masked(vector, sum_context("scores", round_number, start), training=False)
+
+    def _check_begun(self) -> None:
+        if self._session.step is None:
+            raise ProtocolError("A task arrived without the secure sum that its answer would go into")
+
+    def _masked(self, vector: RingVector, context: bytes, *, training: bool) -> list[bytes]:
+        """Of a contribution that was written down it is also written down over whom it may be opened."""
+        self._training = training
+        with self._timed():
+            return self._session.submit(vector, context)
+
+    def _accept(self, step: int, members: tuple[str, ...]) -> None:
+        del step
+        if self._training:
+            self._outbox.accept(members)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._watch(time.perf_counter() - begun)
