@@ -40,7 +40,8 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._vector = folder / "contribution.safetensors"
-        self._members = folder / "included.json"
+        self._opened = _Members(folder / "included.json")
+        self._scored = _Members(folder / "scored.json")
         self._of: tuple[int, str] | None = None
 
     def contribution(self, round_number: int, start: str, compute: Callable[[], RingVector]) -> RingVector:
@@ -56,12 +57,7 @@ class Outbox:
         """
         kept = load_snapshot(self._vector)
         if kept is not None and round_number < kept.facts["latest"]:
-            raise AuthenticityError(
-                "The server asks for a round that is past",
-                got=f"round {round_number}",
-                expected=f"round {kept.facts['latest']} or a later one",
-                remedy="start a new run; a coordinator that lost its checkpoints cannot go on with this one",
-            )
+            raise _past(round_number, kept.facts["latest"])
         self._of = (round_number, start)
         if kept is not None and kept.round == round_number and kept.facts["start"] == start:
             return self._ring(kept)
@@ -90,7 +86,38 @@ class Outbox:
         """
         if self._of is None:
             raise ProtocolError("A sum is to be opened that this site gave nothing to")
-        names, earlier = sorted(members), self._accepted()
+        self._opened.note(self._of, members)
+
+    def accept_scores(self, round_number: int, start: str, members: Sequence[str]) -> None:
+        """The same for the validation scores of a round's weights, which are computed anew whenever they are asked for.
+
+        Raises:
+            AuthenticityError: they were opened, or nearly, over other sites before.
+        """
+        self._scored.note((round_number, start), members)
+
+    @staticmethod
+    def _ring(kept: Snapshot) -> RingVector:
+        return cast("RingVector", kept.tensors["vector"])
+
+
+class _Members:
+    """A file that says over which sites the latest of something was opened.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def note(self, of: tuple[int, str], members: Sequence[str]) -> None:
+        """Write down the sites, durably; what was noted for another round or other weights does not count.
+
+        Raises:
+            AuthenticityError: other sites were written down for the same, or a later round.
+        """
+        names, earlier = sorted(members), self._noted(of)
         if earlier is not None:
             if earlier != names:
                 raise AuthenticityError(
@@ -100,24 +127,30 @@ class Outbox:
                     remedy="go on with the sites that took part before the interruption, or start a new run",
                 )
             return
-        temporary = self._members.with_name(self._members.name + ".tmp")
+        temporary = self._path.with_name(self._path.name + ".tmp")
         with temporary.open("w", encoding="utf-8") as written:
-            json.dump({"of": list(self._of), "sites": names}, written)
+            json.dump({"of": list(of), "sites": names}, written)
             written.flush()
             os.fsync(written.fileno())
-        temporary.replace(self._members)
-        _sync(self._members.parent)
+        temporary.replace(self._path)
+        _sync(self._path.parent)
 
-    def _accepted(self) -> list[str] | None:
-        """Over whom the present contribution may be opened; what was noted for an earlier one does not count."""
-        if self._of is None or not self._members.exists():
+    def _noted(self, of: tuple[int, str]) -> list[str] | None:
+        if not self._path.exists():
             return None
-        noted = json.loads(self._members.read_text(encoding="utf-8"))
-        return list(noted["sites"]) if noted["of"] == list(self._of) else None
+        noted = json.loads(self._path.read_text(encoding="utf-8"))
+        if of[0] < noted["of"][0]:
+            raise _past(of[0], noted["of"][0])
+        return list(noted["sites"]) if noted["of"] == list(of) else None
 
-    @staticmethod
-    def _ring(kept: Snapshot) -> RingVector:
-        return cast("RingVector", kept.tensors["vector"])
+
+def _past(asked: int, latest: int) -> AuthenticityError:
+    return AuthenticityError(
+        "The server asks for a round that is past",
+        got=f"round {asked}",
+        expected=f"round {latest} or a later one",
+        remedy="start a new run; a coordinator that lost its checkpoints cannot go on with this one",
+    )
 
 
 def _sync(folder: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 from medveil.errors import ProtocolError
@@ -58,7 +59,7 @@ class SecureSite:
         self._outbox = outbox
         self._packing, self._blocks, self._score_packing = packing, blocks, score_packing
         self._watch = watch
-        self._training = False
+        self._write_down: Callable[[Sequence[str]], None] = outbox.accept
 
     def join(self) -> list[bytes]:
         """Frames that announce the site's keys."""
@@ -95,7 +96,7 @@ class SecureSite:
             return self._blocks.cut(self._packing.pack(compute()), round_number)
 
         vector = self._outbox.contribution(round_number, start, pack)
-        return self._masked(vector, sum_context("round", round_number, start), training=True)
+        return self._masked(vector, sum_context("round", round_number, start), self._outbox.accept)
 
     def scores(self, round_number: int, start: str, scores: Mapping[str, float | None], examples: int) -> list[bytes]:
         """Frames with the masked validation scores.
@@ -105,22 +106,22 @@ class SecureSite:
         """
         self._check_begun()
         vector = self._score_packing.pack(scores, examples)
-        return self._masked(vector, sum_context("scores", round_number, start), training=False)
+        accept = partial(self._outbox.accept_scores, round_number, start)
+        return self._masked(vector, sum_context("scores", round_number, start), accept)
 
     def _check_begun(self) -> None:
         if self._session.step is None:
             raise ProtocolError("A task arrived without the secure sum that its answer would go into")
 
-    def _masked(self, vector: RingVector, context: bytes, *, training: bool) -> list[bytes]:
-        """Of a contribution that was written down it is also written down over whom it may be opened."""
-        self._training = training
+    def _masked(self, vector: RingVector, context: bytes, accept: Callable[[Sequence[str]], None]) -> list[bytes]:
+        """Masked frames; ``accept`` writes down over whom the vector may be opened."""
+        self._write_down = accept
         with self._timed():
             return self._session.submit(vector, context)
 
     def _accept(self, step: int, members: tuple[str, ...]) -> None:
         del step
-        if self._training:
-            self._outbox.accept(members)
+        self._write_down(members)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -62,10 +62,16 @@ def _draw(axes: Axes, study: Robustness, attack: str, what: str, colours: dict[s
             linestyle="-" if number < len(_COLOURS) // 2 else "--",
             label=setting,
         )
-    axes.set_ylim(-0.03, 1.03)
+    axes.set_ylim(*(_limits(study) if what == "score" else (-0.03, 1.03)))
     axes.set_xlabel("Hostile sites (%)")
     axes.set_title(attack if what == "score" else "backdoor: success", fontsize="medium")
     axes.set_ylabel(study.metric if what == "score" else "Triggered images misled")
+
+
+def _limits(study: Robustness) -> tuple[float, float]:
+    """Ends of the scores' axis: the same for all panels, so that attacks can be compared."""
+    means = [row.score.mean for row in study.rows if row.score is not None]
+    return min(means, default=0.0) - 0.02, max(means, default=1.0) + 0.02
 
 
 def _mean(row: Row, what: str) -> float:

@@ -181,3 +181,14 @@ def test_a_past_round_is_refused(tmp_path):
     with pytest.raises(AuthenticityError, match="past"):
         Outbox(tmp_path).contribution(1, "a", lambda: np.arange(3, dtype=np.uint32))
     assert Outbox(tmp_path).has(2, "a")
+
+
+def test_scores_of_the_same_weights_open_over_the_same_sites_only(tmp_path):
+    Outbox(tmp_path).accept_scores(3, START, ALL)
+    again = Outbox(tmp_path)
+    again.accept_scores(3, START, reversed(ALL))
+    with pytest.raises(AuthenticityError, match="second time"):
+        again.accept_scores(3, START, ALL[:2])
+    again.accept_scores(4, OTHER, ALL[:2])
+    with pytest.raises(AuthenticityError, match="past"):
+        again.accept_scores(3, START, ALL)
