@@ -24,7 +24,7 @@ from medveil.dp.methods import WHAT_AUTOGRAD_RAISES, Method
 from medveil.dp.plan import StepPlan
 from medveil.dp.settings import Unit
 from medveil.errors import GuaranteeError
-from medveil.federation.packing import NoisyPacking
+from medveil.federation.secure.packing import NoisyPacking
 from medveil.federation.update import Contribution
 from medveil.rng import SecureRandom, Seeds
 from medveil.secagg.ring import Bits

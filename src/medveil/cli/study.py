@@ -11,6 +11,7 @@ from medveil.cli.study_options import epsilons as read_epsilons
 from medveil.cli.study_options import per_epsilon as read_per_epsilon
 from medveil.cli.study_options import run_options, seed_options
 from medveil.cli.study_options import seeds as read_seeds
+from medveil.cli.study_robustness import robustness
 
 if TYPE_CHECKING:
     from medveil.study.grid_result import Grid
@@ -101,3 +102,4 @@ def _print(grid: "Grid", out: Path, figures: tuple[Path, ...], as_json: bool) ->
 
 
 command.add_command(compare)
+command.add_command(robustness)

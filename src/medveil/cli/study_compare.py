@@ -7,8 +7,8 @@ import click
 
 from medveil.cli.output import Watcher, print_json
 from medveil.cli.study_options import epsilons as read_epsilons
+from medveil.cli.study_options import out_folder, out_option, run_options, seed_options
 from medveil.cli.study_options import per_epsilon as read_per_epsilon
-from medveil.cli.study_options import run_options, seed_options
 from medveil.cli.study_options import seeds as read_seeds
 
 if TYPE_CHECKING:
@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("compare")
 @click.argument("plan")
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the comparison; one that was interrupted there goes on.",
-)
+@out_option("comparison", "runs/compare-NAME, the plan's name")
 @click.option(
     "--arms",
     metavar="LIST",
@@ -60,7 +55,7 @@ if TYPE_CHECKING:
 def compare(
     *,
     plan: str,
-    out: Path,
+    out: Path | None,
     arms: str | None,
     epsilons: str | None,
     count: int | None,
@@ -84,9 +79,11 @@ def compare(
     from medveil.study.compare import compare as run_comparison
     from medveil.study.plan import load_plan
 
+    loaded = load_plan(plan, overrides)
+    folder = out_folder(out, "compare", loaded.name)
     comparison = run_comparison(
-        load_plan(plan, overrides),
-        out,
+        loaded,
+        folder,
         arms=None if arms is None else [arm.strip() for arm in arms.split(",")],
         epsilons=wanted,
         seeds=seeds,
@@ -99,7 +96,7 @@ def compare(
     )
     from medveil.report.compare import write_figure
 
-    _print(comparison, out, write_figure(comparison, out), as_json)
+    _print(comparison, folder, write_figure(comparison, folder), as_json)
 
 
 def _numbers(text: str | None) -> list[float] | None:

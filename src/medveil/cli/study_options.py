@@ -21,6 +21,20 @@ def seed_options(command: _Command) -> _Command:
     return command
 
 
+def out_option(what: str, default: str) -> Callable[[_Command], _Command]:
+    """Where the runs and tables go; :func:`out_folder` gives the default."""
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        help=f"Folder of the {what}; one that was interrupted there goes on. By default {default}.",
+    )
+
+
+def out_folder(out: Path | None, verb: str, plan_name: str) -> Path:
+    """``--out``, or ``runs/<verb>-<plan's name>`` in the working folder."""
+    return out or Path("runs") / f"{verb}-{plan_name}"
+
+
 def run_options(command: _Command) -> _Command:
     """How runs are made and told."""
     options = (

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medveil.cli.output import Watcher, print_json
+from medveil.cli.study_options import out_folder, out_option
 
 if TYPE_CHECKING:
     from medveil.study.robustness_table import Robustness
@@ -13,12 +14,7 @@ if TYPE_CHECKING:
 
 @click.command("robustness")
 @click.argument("plan")
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the study; one that was interrupted there goes on.",
-)
+@out_option("study", "runs/robustness-NAME, the plan's name")
 @click.option(
     "--fractions", default="0.1,0.2,0.3", show_default=True, metavar="LIST", help="Of sites that are hostile."
 )
@@ -45,7 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def robustness(*, plan: str, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+def robustness(*, plan: str, out: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Train PLAN with hostile sites under every defence, and tell what the attacks reach.
 
     \b
@@ -59,9 +55,11 @@ def robustness(*, plan: str, out: Path, as_json: bool, quiet: bool, **options: A
     from medveil.study.robustness import robustness as run_study
 
     private = options["private"]
+    loaded = load_plan(plan, options["overrides"])
+    folder = out_folder(out, "robustness", loaded.name)
     study = run_study(
-        load_plan(plan, options["overrides"]),
-        out,
+        loaded,
+        folder,
         settings=_words(options["settings"]),
         hostile=Hostile(
             attacks=_words(options["attacks"]),
@@ -78,7 +76,7 @@ def robustness(*, plan: str, out: Path, as_json: bool, quiet: bool, **options: A
     )
     from medveil.report.robustness import write_figure
 
-    _print(study, out, write_figure(study, out), as_json)
+    _print(study, folder, write_figure(study, folder), as_json)
 
 
 def _print(study: "Robustness", out: Path, figures: tuple[Path, ...], as_json: bool) -> None:

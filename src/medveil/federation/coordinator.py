@@ -23,7 +23,8 @@ from medveil.federation.messages import (
     frames_of,
     with_frames,
 )
-from medveil.federation.secure_server import Counts, SecureServer, by_site
+from medveil.federation.secure.origin import fingerprint
+from medveil.federation.secure.server import Counts, SecureServer, by_site
 from medveil.federation.selection import Selection
 from medveil.federation.server import ServerStep
 from medveil.federation.settings import Federation
@@ -265,7 +266,8 @@ class Coordinator:
         if self._secure is None:
             data = encode(task, tensors)
             return [Outgoing(site, data) for site in self._alive]
-        begun = self._secure.begin(None if validate else task.round)
+        start = fingerprint(self.weights, self.buffers)
+        begun = self._secure.begin("scores" if validate else "round", task.round, start)
         return [Outgoing(site, encode(task, tensors | with_frames(frames))) for site, frames in begun.items()]
 
     def _sealed(self, outgoing: Sequence[SealedFor]) -> list[Outgoing]:

@@ -22,7 +22,7 @@ from medveil.federation.messages import (
     frames_of,
     with_frames,
 )
-from medveil.federation.outbox import fingerprint
+from medveil.federation.secure.origin import fingerprint
 from medveil.federation.stages import Pipeline, StageContext
 from medveil.federation.update import Contribution, Update
 
@@ -95,7 +95,7 @@ class Spending(Protocol):
 
 
 class Sealing(Protocol):
-    """The site's side of a secure sum (:mod:`medveil.federation.secure_site`)."""
+    """The site's side of a secure sum (:mod:`medveil.federation.secure.site`)."""
 
     def join(self) -> list[bytes]:
         """Frames that announce the site's keys."""

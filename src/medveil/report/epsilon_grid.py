@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from medveil.report.drawing import COLOURS, MARKERS, draw
-from medveil.report.drawing import palette as palette  # noqa: PLC0414 - other figures take it from here
 from medveil.study.grid_result import Grid, Row, Spread
 from medveil.study.grid_text import title
 

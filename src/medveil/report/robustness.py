@@ -1,19 +1,14 @@
 """The figure of a robustness study: what hostile sites do under each defence, as PNG and SVG."""
 
-import io
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from medveil.report.epsilon_grid import palette
-from medveil.study.folder import write_bytes
+from medveil.report.drawing import draw
 from medveil.study.robustness_table import Robustness, Row
 
 _WIDTH, _HEIGHT, _KEY = 3.4, 2.8, 0.9
-_DPI = 200
 _COLOURS = ("ink", "muted", "third", "main", "second", "class-2", "class-0", "class-4")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -30,23 +25,17 @@ def write_figure(study: Robustness, out: Path) -> tuple[Path, Path]:
     Returns:
         The files written: ``robustness.png`` (200 dots an inch) and ``robustness.svg``.
     """
-    colours = palette()
     panels = [(attack, "score") for attack in dict.fromkeys(row.attack for row in study.rows if row.attack != "none")]
     panels += [("backdoor", "backdoor")] if ("backdoor", "score") in panels else []
-    paths = out / "robustness.png", out / "robustness.svg"
-    with mpl.rc_context(_style(colours)):
-        figure = Figure(figsize=(_WIDTH * len(panels), _HEIGHT + _KEY), layout="constrained")
+
+    def content(figure: Figure, colours: dict[str, str]) -> None:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for panel, (attack, what) in zip(axes, panels, strict=True):
             _draw(panel, study, attack, what, colours)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-        for path in paths:
-            stored = io.BytesIO()
-            metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
-            figure.savefig(stored, format=path.suffix[1:], dpi=_DPI, metadata=metadata)
-            write_bytes(path, stored.getvalue())
-    return paths
+
+    return draw(out / "robustness", (_WIDTH * len(panels), _HEIGHT + _KEY), content)
 
 
 def _draw(axes: Axes, study: Robustness, attack: str, what: str, colours: dict[str, str]) -> None:
@@ -77,22 +66,3 @@ def _limits(study: Robustness) -> tuple[float, float]:
 def _mean(row: Row, what: str) -> float:
     value = getattr(row, what)
     return float("nan") if value is None else float(value.mean)
-
-
-def _style(colours: dict[str, str]) -> dict[str, Any]:
-    return {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "medveil",
-        "text.parse_math": False,
-        "font.size": 10,
-        "text.color": colours["ink"],
-        "axes.labelcolor": colours["ink"],
-        "axes.edgecolor": colours["muted"],
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": colours["grid"],
-        "figure.facecolor": colours["paper"],
-        "axes.facecolor": colours["paper"],
-    }

@@ -39,8 +39,8 @@ def _sum_holds_against(colluding: int) -> list[str]:
                 "sees the model after every step."
             ),
             (
-                "Not, as far, another hospital of the training: it knows its own share of the noise and can subtract "
-                "it. Epsilon against it is stated apart and larger; the plan counts on none (colluding = 0)."
+                "Another hospital of the training with a larger epsilon only, stated apart: it knows its own share of "
+                "the noise and can subtract it. The plan counts on none (colluding = 0)."
             ),
             own,
         ]

@@ -18,7 +18,7 @@ from medveil.data.subject import Task
 from medveil.dp.settings import Mechanism, Relation, Trusted, Unit
 from medveil.errors import ConfigError
 from medveil.evaluation.intervals import BootstrapConfig
-from medveil.federation.secure_settings import SecureAggregation
+from medveil.federation.secure.settings import SecureAggregation
 from medveil.federation.settings import Federation
 from medveil.imaging.preprocess import Preprocess
 from medveil.models.registry import ModelConfig

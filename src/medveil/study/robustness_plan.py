@@ -5,7 +5,7 @@ from typing import Final, Literal, get_args
 
 from medveil.dp.settings import DistributedDpSgd
 from medveil.errors import ConfigError
-from medveil.federation.secure_settings import SecureAggregation
+from medveil.federation.secure.settings import SecureAggregation
 from medveil.study.grid_plan import private_batch, without_privacy
 from medveil.study.plan import Plan, Privacy, References
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from medveil.dp.plan import PrivacyPlan, StepPlan, nominal_units
 from medveil.dp.settings import DistributedDpSgd
-from medveil.federation.blocks import Blocks
 from medveil.federation.clear_sum import SCORES
-from medveil.federation.outbox import Outbox
-from medveil.federation.packing import NoisyPacking, Packing, PlainPacking, ScorePacking, fitting_grid
-from medveil.federation.secure_server import Group, SecureServer
-from medveil.federation.secure_settings import SecureAggregation
-from medveil.federation.secure_site import SecureSite
+from medveil.federation.secure.blocks import Blocks
+from medveil.federation.secure.outbox import Outbox
+from medveil.federation.secure.packing import NoisyPacking, Packing, PlainPacking, ScorePacking, fitting_grid
+from medveil.federation.secure.server import Group, SecureServer
+from medveil.federation.secure.settings import SecureAggregation
+from medveil.federation.secure.site import SecureSite
 from medveil.rng import Seeds
 from medveil.secagg.identity import IdentityKey
 from medveil.secagg.parameters import Parameters

@@ -7,7 +7,7 @@ from medveil.dp.plan import PrivacyPlan
 from medveil.dp.settings import DistributedDpSgd
 from medveil.federation.clear_sum import SCORES
 from medveil.federation.coordinator import validation_due
-from medveil.federation.secure_settings import SecureAggregation
+from medveil.federation.secure.settings import SecureAggregation
 from medveil.secagg.records import Entry, Receipt, Sealed, Share
 from medveil.study.plan import Plan
 from medveil.study.record import known_sites

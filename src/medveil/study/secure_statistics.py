@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medveil.evaluation.curves import FIXED_HALF, Threshold
-from medveil.federation.moments import MomentsPacking
-from medveil.federation.secure_settings import SecureAggregation
-from medveil.federation.secure_sums import secure_sums
-from medveil.federation.statistics import CountPacking
-from medveil.federation.tallies import class_counts, histogram_counts, score_counts
+from medveil.federation.secure.moments import MomentsPacking
+from medveil.federation.secure.settings import SecureAggregation
+from medveil.federation.secure.statistics import CountPacking
+from medveil.federation.secure.sums import secure_sums
+from medveil.federation.secure.tallies import class_counts, histogram_counts, score_counts
 from medveil.imaging.preprocess import Preprocess
 from medveil.study.plan import Plan
 from medveil.study.prepare import Party, Prepared, concatenate

@@ -7,7 +7,7 @@ from medveil.audit.components import audit_components
 from medveil.audit.noise import check_noise
 from medveil.audit.sensitivity import check_sensitivity
 from medveil.dp.noise import NoiseMechanism, rounded_gaussian
-from medveil.federation.packing import NoisyPacking
+from medveil.federation.secure.packing import NoisyPacking
 from medveil.rng import SecureRandom, Seeds
 from medveil.secagg.encoding import to_ring
 

@@ -12,8 +12,8 @@ from scipy.stats import chi2
 from medveil.dp.noise import NoiseMechanism
 from medveil.dp.plan import Shares
 from medveil.errors import ConfigError, MessageError, ProtocolError
-from medveil.federation.packing import LOSS_RANGE, NoisyPacking, PlainPacking, ScorePacking, fitting_grid
-from medveil.federation.secure_settings import SecureAggregation
+from medveil.federation.secure.packing import LOSS_RANGE, NoisyPacking, PlainPacking, ScorePacking, fitting_grid
+from medveil.federation.secure.settings import SecureAggregation
 from medveil.federation.update import Contribution, Update
 from medveil.rng import SecureRandom, Seeds
 

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 
 from medveil.errors import AuthenticityError, DivergedError, MessageError, ProtocolError, TooFewSitesError
-from medveil.federation.blocks import Blocks
 from medveil.federation.clear_sum import SCORES
 from medveil.federation.coordinator import Coordinator, Watch
 from medveil.federation.inprocess import InProcess
 from medveil.federation.messages import Join, Result, Scores, Sealed, Task, decode, encode, frames_of, with_frames
-from medveil.federation.outbox import Outbox
-from medveil.federation.packing import PlainPacking, ScorePacking
-from medveil.federation.secure_server import Group, SecureServer
-from medveil.federation.secure_settings import SecureAggregation
-from medveil.federation.secure_site import SecureSite
+from medveil.federation.secure.blocks import Blocks
+from medveil.federation.secure.origin import fingerprint
+from medveil.federation.secure.outbox import Outbox
+from medveil.federation.secure.packing import PlainPacking, ScorePacking
+from medveil.federation.secure.server import Group, SecureServer
+from medveil.federation.secure.settings import SecureAggregation
+from medveil.federation.secure.site import SecureSite
 from medveil.federation.server import Averaging
 from medveil.federation.settings import FedAvg, Federation, FedSgd
 from medveil.federation.site import LocalResult, Site
@@ -572,7 +573,7 @@ def test_a_server_that_asks_again_within_a_session_gets_no_second_sum(tmp_path):
         [reply] = run.sites[one.site].receive(encode(Sealed(), with_frames([one.data])))
         run.secure.receive(one.site, frames_of(decode(reply)[1]))
     assert run.secure.opened
-    begun = run.secure.begin(1)
+    begun = run.secure.begin("round", 1, fingerprint(run.coordinator.weights, run.coordinator.buffers))
     task, tensors = decode(tasks["a"])
     model = {name: tensor for name, tensor in tensors.items() if not name.startswith("frame")}
     out = []
@@ -648,6 +649,24 @@ def test_a_server_that_sends_one_site_another_task_opens_nothing(tmp_path, what,
     assert run.secure.counts.sums_opened == int(validating)  # of the first round's training
     assert run.coordinator.lost
     assert all("from the same" in reason for reason in run.coordinator.lost.values())
+
+
+def test_a_site_that_works_from_other_weights_is_lost_and_the_sum_is_over_the_others(tmp_path):
+    run = Run(works(), tmp_path, secure=SECURE)
+    honest = run.sites["c"].receive
+
+    def mistaken(data):
+        message, tensors = decode(data)
+        if isinstance(message, Task) and message.train and message.round == 1:
+            return honest(encode(message, tensors | {"weights": tensors["weights"] + np.float32(0.25)}))
+        return honest(data)
+
+    run.sites["c"].receive = mistaken
+    run.go()
+    assert run.coordinator.round == 3
+    assert set(run.coordinator.lost) == {"c"}
+    assert run.secure.counts.dropped["c"] > 0
+    assert run.secure.counts.sums_opened == 6
 
 
 def test_the_context_of_a_sum_is_the_round_and_the_weights(tmp_path):

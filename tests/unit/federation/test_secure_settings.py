@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from medveil.errors import GuaranteeError
-from medveil.federation.secure_settings import SecureAggregation
+from medveil.federation.secure.settings import SecureAggregation
 from medveil.rng import Seeds
 from medveil.secagg import IdentityKey, Parameters
 

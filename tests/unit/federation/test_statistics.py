@@ -18,11 +18,11 @@ from medveil.errors import (
     MessageError,
     TooFewSitesError,
 )
-from medveil.federation.moments import MomentsPacking
-from medveil.federation.secure_settings import SecureAggregation
-from medveil.federation.secure_sums import secure_sums, sum_parameters
-from medveil.federation.statistics import CountPacking, WeightedPacking, secure_confusion
-from medveil.federation.tallies import class_counts, confusion_counts, histogram_counts, score_counts
+from medveil.federation.secure.moments import MomentsPacking
+from medveil.federation.secure.settings import SecureAggregation
+from medveil.federation.secure.statistics import CountPacking, WeightedPacking, secure_confusion
+from medveil.federation.secure.sums import secure_sums, sum_parameters
+from medveil.federation.secure.tallies import class_counts, confusion_counts, histogram_counts, score_counts
 from medveil.secagg import IdentityKey, ServerSession
 from medveil.secagg import site as site_module
 
@@ -361,7 +361,7 @@ def test_no_sites_counts_reach_the_server(monkeypatch, masked):
 
 def test_no_torch_is_needed():
     code = (
-        "import sys, medveil.federation.moments, medveil.federation.statistics; "
+        "import sys, medveil.federation.secure.moments, medveil.federation.secure.statistics; "
         "sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,7 +11,7 @@ from dp_accounting.pld import PLDAccountant
 from PIL import Image
 
 from medveil.errors import ConfigError, GuaranteeError
-from medveil.federation.secure_settings import SecureAggregation
+from medveil.federation.secure.settings import SecureAggregation
 from medveil.report.compare import write_figure
 from medveil.study.compare import compare, compare_cells
 from medveil.study.compare_plan import Request, arm_plan, default_arms, find_arms

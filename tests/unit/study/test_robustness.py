@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medveil.errors import ConfigError, GuaranteeError, ResumeError
-from medveil.federation.secure_settings import SecureAggregation
+from medveil.federation.secure.settings import SecureAggregation
 from medveil.federation.site import LocalResult
 from medveil.federation.stages import NormBound, NormBoundStage, Pipeline
 from medveil.report.robustness import write_figure

@@ -12,7 +12,7 @@ from torch import nn
 
 from medveil.errors import GuaranteeError, TooFewSitesError
 from medveil.evaluation.curves import choose_threshold
-from medveil.federation.tallies import score_counts
+from medveil.federation.secure.tallies import score_counts
 from medveil.study import secure_statistics
 from medveil.study.plan import load_plan
 from medveil.study.prepare import Party, prepare

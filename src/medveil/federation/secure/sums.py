@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from medveil.errors import ConfigError
-from medveil.federation.secure_settings import SecureAggregation
+from medveil.federation.secure.settings import SecureAggregation
 from medveil.secagg.identity import IdentityKey
 from medveil.secagg.opening import Opened
 from medveil.secagg.parameters import Parameters, least_threshold

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medveil.errors import ConfigError, DataError
-from medveil.federation.statistics import LARGEST_COUNT, CountPacking
-from medveil.federation.tallies import Floats, blocks, spread
+from medveil.federation.secure.statistics import LARGEST_COUNT, CountPacking
+from medveil.federation.secure.tallies import Floats, blocks, spread
 from medveil.secagg.encoding import FixedPoint
 from medveil.secagg.ring import Bits, RingVector
 

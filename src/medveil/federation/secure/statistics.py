@@ -1,9 +1,9 @@
 """Statistics over all sites from secure sums: exact counts of any shape, and weighted ones.
 
-A site counts in its own data (:mod:`~medveil.federation.tallies`), packs the counts and hands the vector to
-:func:`~medveil.federation.secure_sums.secure_sums`; the packing decodes the sum. Counts are exact integers. Real
+A site counts in its own data (:mod:`~medveil.federation.secure.tallies`), packs the counts and hands the vector to
+:func:`~medveil.federation.secure.sums.secure_sums`; the packing decodes the sum. Counts are exact integers. Real
 numbers are fixed point in a range that is public, and what lay outside is counted and summed with the rest. Mean and
-variance have a packing of their own (:mod:`~medveil.federation.moments`).
+variance have a packing of their own (:mod:`~medveil.federation.secure.moments`).
 """
 
 import math
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medveil.errors import ConfigError, MessageError
-from medveil.federation.secure_settings import SecureAggregation
-from medveil.federation.secure_sums import secure_sums
-from medveil.federation.tallies import Counts, Floats, confusion_counts
+from medveil.federation.secure.settings import SecureAggregation
+from medveil.federation.secure.sums import secure_sums
+from medveil.federation.secure.tallies import Counts, Floats, confusion_counts
 from medveil.secagg.encoding import FixedPoint, from_ring, to_ring
 from medveil.secagg.ring import Bits, RingVector
 
@@ -154,7 +154,7 @@ def secure_confusion(
         Shape (K, K), int64; rows are the true class.
 
     Raises:
-        GuaranteeError, TooFewSitesError: as for :func:`~medveil.federation.secure_sums.secure_sums`.
+        GuaranteeError, TooFewSitesError: as for :func:`~medveil.federation.secure.sums.secure_sums`.
         LabelError, DataError: as for :func:`confusion_counts`.
     """
     packing = CountPacking((num_classes, num_classes), len(predictions))

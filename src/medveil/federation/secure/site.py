@@ -1,32 +1,20 @@
 """A site's side of the secure sum: what it contributes, packed, written down, masked."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
 
 from medveil.errors import ProtocolError
-from medveil.federation.blocks import Blocks
-from medveil.federation.outbox import Outbox
-from medveil.federation.packing import Packing, ScorePacking
+from medveil.federation.secure.blocks import Blocks
+from medveil.federation.secure.origin import sum_context
+from medveil.federation.secure.outbox import Outbox
+from medveil.federation.secure.packing import Packing, ScorePacking
 from medveil.federation.update import Contribution
 from medveil.secagg.identity import IdentityKey
 from medveil.secagg.parameters import Parameters
 from medveil.secagg.ring import RingVector
 from medveil.secagg.site import SiteSession
-
-
-def sum_context(purpose: Literal["round", "scores"], round_number: int, start: str) -> bytes:
-    """What the vectors of one sum are computed from: SHA-256 of ``PURPOSE ROUND START``, 32 bytes.
-
-    Args:
-        purpose: "round" for contributions to the model, "scores" for validation scores.
-        round_number: counted from 1.
-        start: :func:`~medveil.federation.outbox.fingerprint` of the weights that this site was sent.
-    """
-    return hashlib.sha256(f"{purpose} {round_number} {start}".encode()).digest()
 
 
 class SecureSite:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from medveil.errors import ProtocolError
-from medveil.federation.blocks import Blocks
-from medveil.federation.packing import Packing, ScorePacking, Unpacked
-from medveil.federation.secure_settings import SecureAggregation
+from medveil.federation.secure.blocks import Blocks
+from medveil.federation.secure.origin import Purpose, sum_context
+from medveil.federation.secure.packing import Packing, ScorePacking, Unpacked
+from medveil.federation.secure.settings import SecureAggregation
 from medveil.federation.update import Update
 from medveil.secagg.opening import Opened
 from medveil.secagg.parameters import Parameters
@@ -114,24 +115,28 @@ class SecureServer:
         session = self._sessions[self._group(site)]
         return self._go_on(lambda: session.lose(site))
 
-    def begin(self, round_number: int | None) -> dict[str, list[bytes]]:
+    def begin(self, purpose: Purpose, round_number: int, start: str) -> dict[str, list[bytes]]:
         """Frames that begin a step, by site.
 
         Args:
-            round_number: whose updates are summed, counted from 1; None sums validation scores.
+            purpose: what is summed.
+            round_number: that it is of, counted from 1.
+            start: :func:`~medveil.federation.secure.origin.fingerprint` of the weights that sites work from; a vector
+                that was made from other weights is refused.
 
         Raises:
             TooFewSitesError: as in :meth:`receive`.
         """
         self._opened = [None] * len(self._sessions)
         self._step += 1
-        forms = [self._form(group, round_number) for group in self._groups]
+        context = sum_context(purpose, round_number, start)
+        forms = [self._form(group, purpose, round_number) for group in self._groups]
         pairs = list(zip(self._sessions, forms, strict=True))
-        return by_site(self._go_on(lambda: [out for session, form in pairs for out in session.begin(*form)]))
+        return by_site(self._go_on(lambda: [out for session, form in pairs for out in session.begin(*form, context)]))
 
-    def _form(self, group: Group, round_number: int | None) -> tuple[int, int]:
+    def _form(self, group: Group, purpose: Purpose, round_number: int) -> tuple[int, int]:
         """Bits and length of the vectors that a step sums."""
-        if round_number is None:
+        if purpose == "scores":
             return self._scores.bits, self._scores.length
         rest = group.packing.length - group.blocks.dimension
         return group.packing.bits, rest + group.blocks.length(round_number)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medveil.dp.noise import COARSEST_GRID_BITS, GRID_BITS, NoiseMechanism
 from medveil.dp.plan import Shares
 from medveil.errors import ConfigError, ProtocolError
-from medveil.federation.secure_settings import SecureAggregation
+from medveil.federation.secure.settings import SecureAggregation
 from medveil.federation.update import Contribution, Update
 from medveil.secagg.encoding import Capacity, FixedPoint, capacity, from_ring, to_ring
 from medveil.secagg.ring import Bits, RingVector

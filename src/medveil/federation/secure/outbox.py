@@ -6,28 +6,15 @@ opened over the same sites only: two sums over different sites would give their 
 vector with one site's noise.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from medveil.errors import AuthenticityError, ProtocolError
 from medveil.federation.snapshot import Snapshot, load_snapshot, save_snapshot
 from medveil.secagg.ring import RingVector
-
-
-def fingerprint(*vectors: NDArray[np.generic]) -> str:
-    """SHA-256 of the weights that a contribution starts from."""
-    digest = hashlib.sha256()
-    for vector in vectors:
-        digest.update(f"{vector.dtype.str} {vector.shape} ".encode())
-        digest.update(np.ascontiguousarray(vector).data)
-    return digest.hexdigest()
 
 
 class Outbox:
@@ -55,9 +42,7 @@ class Outbox:
         Raises:
             AuthenticityError: the round is past: what was given to it could be opened over other sites.
         """
-        kept = load_snapshot(self._vector)
-        if kept is not None and round_number < kept.facts["latest"]:
-            raise _past(round_number, kept.facts["latest"])
+        kept = self._kept(round_number)
         self._of = (round_number, start)
         if kept is not None and kept.round == round_number and kept.facts["start"] == start:
             return self._ring(kept)
@@ -68,8 +53,12 @@ class Outbox:
         return made
 
     def has(self, round_number: int, start: str) -> bool:
-        """Whether this round's contribution was written down before."""
-        kept = load_snapshot(self._vector)
+        """Whether this round's contribution was written down before.
+
+        Raises:
+            AuthenticityError: the round is past, as for :meth:`contribution`.
+        """
+        kept = self._kept(round_number)
         return kept is not None and kept.round == round_number and kept.facts["start"] == start
 
     def unsent(self, round_number: int) -> bool:
@@ -95,6 +84,12 @@ class Outbox:
             AuthenticityError: they were opened, or nearly, over other sites before.
         """
         self._scored.note((round_number, start), members)
+
+    def _kept(self, round_number: int) -> Snapshot | None:
+        kept = load_snapshot(self._vector)
+        if kept is not None and round_number < kept.facts["latest"]:
+            raise _past(round_number, kept.facts["latest"])
+        return kept
 
     @staticmethod
     def _ring(kept: Snapshot) -> RingVector:
