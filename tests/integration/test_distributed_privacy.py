@@ -7,7 +7,7 @@ import pytest
 
 from medveil.accounting import epsilon
 from medveil.accounting.ledger import Ledger
-from medveil.errors import AuthenticityError, ConfigError, DivergedError, GuaranteeError, TooFewSitesError
+from medveil.errors import AuthenticityError, BudgetError, ConfigError, DivergedError, GuaranteeError, TooFewSitesError
 from medveil.federation.local import LocalWork
 from medveil.federation.messages import Result, Task, decode, encode
 from medveil.federation.secure import outbox
@@ -288,19 +288,21 @@ def test_it_may_die_again_and_again(run, releases, submitted, monkeypatch):
     assert {site: len(set(vectors)) for site, vectors in submitted.items()} == dict.fromkeys(SITES[:3], 3)
 
 
-def test_without_a_memory_the_same_crash_would_cost_a_second_release(run, releases, submitted, monkeypatch):
-    """The test above can fail: a site that forgets what it gave gives, and is charged, anew."""
+def test_without_a_memory_the_same_crash_costs_a_second_release_and_the_plan_is_used_up(
+    run, releases, submitted, monkeypatch
+):
+    """The test above can fail: a site that forgets what it gave gives, and is charged, anew; and never too often."""
     monkeypatch.setattr(Outbox, "has", lambda *_: False)
     monkeypatch.setattr(Outbox, "contribution", lambda _box, _number, _start, compute: compute())
-    monkeypatch.setattr(Outbox, "unsent", lambda *_: False)
     monkeypatch.setattr(Outbox, "accept", lambda *_: None)
     with monkeypatch.context() as patched:
         _cut(patched, arms, "save_snapshot", call=2, before=True)
         with pytest.raises(PowerCutError):
             run(*THREE)
-    assert run(*THREE)["privacy"]["steps"] == 4
-    assert releases() == dict.fromkeys(SITES[:3], 4)
-    assert len(set(submitted["site-1"])) == 4
+    with pytest.raises(TooFewSitesError, match="more releases than the plan has"):
+        run(*THREE)
+    assert releases() == dict.fromkeys(SITES[:3], 3)
+    assert len(set(submitted["site-1"])) == 3
 
 
 @contextmanager
@@ -317,6 +319,19 @@ def _failing(monkeypatch, *names, from_round=1):
     with monkeypatch.context() as patched:
         patched.setattr(federated.Site, "receive", receive)
         yield
+
+
+def test_a_plan_that_counts_on_all_shares_of_the_noise_opens_nothing_without_one(run, submitted, monkeypatch):
+    """The threshold alone (three of five) would let the sum be opened, with three fifths of the noise."""
+    everyone = (
+        "privacy.secure_aggregation.colluding=0",
+        "privacy.secure_aggregation.dropouts=0",
+        "federation.rounds=2",
+    )
+    with _failing(monkeypatch, "site-5", from_round=2), pytest.raises(TooFewSitesError):
+        run(*everyone)
+    assert submitted
+    assert run(*everyone)["secure_aggregation"]["min_included"] == [5]
 
 
 def test_a_round_that_was_opened_is_not_opened_over_other_sites(run, releases, monkeypatch):
@@ -393,9 +408,6 @@ class Unmasked:
     def known(self, number, start):
         return self._box.has(number, start)
 
-    def unsent(self, number):
-        return self._box.unsent(number)
-
     def contribute(self, number, start, compute):
         vector = self._box.contribution(number, start, lambda: compute().content.astype(np.uint64))
         self.sent.append(vector.tobytes())
@@ -404,8 +416,8 @@ class Unmasked:
 
 @pytest.mark.parametrize("forgotten", ["commit before the crash", "commit lost with the power", "nothing"])
 @pytest.mark.parametrize("others", [False, True], ids=["at once", "after another round"])
-def test_the_same_round_from_other_weights_is_another_release(plan, tmp_path, monkeypatch, forgotten, others):
-    """A server that asks twice, across a crash, gets a second vector for a second charge only, a past round none."""
+def test_the_same_round_from_other_weights_is_refused(plan, tmp_path, monkeypatch, forgotten, others):
+    """A server that asks twice, across a crash, gets one vector for one charge."""
     bound = bind_plan(plan())
     sent, work = [], FakeWork()
 
@@ -441,15 +453,30 @@ def test_the_same_round_from_other_weights_is_another_release(plan, tmp_path, mo
 
     asked((1, 0.0), cut=forgotten)
     asked((1, 0.0), *([(2, 0.0)] if others else []))  # sent again, the same
-    if others:
-        with pytest.raises(AuthenticityError, match="past"):
-            asked((1, 7.0))
-    else:
+    with pytest.raises(AuthenticityError, match="past" if others else "other weights"):
         asked((1, 7.0))
     with Ledger(tmp_path / "one.sqlite") as ledger:
         charged = ledger.spent("d", delta=1e-3).releases
-    assert len(set(sent)) == 2
+    assert len(set(sent)) == (2 if others else 1)
     assert charged == len(set(sent))
+
+
+def test_a_strict_account_pays_for_the_plan_and_no_more(plan, tmp_path):
+    """Whatever the server calls its rounds, and though the ledger has no cap."""
+    bound = bind_plan(plan())
+    options = {"run": "r", "dataset": "d", "bound": bound, "per_round": 1}
+    account = Account(tmp_path / "one.sqlite", **options, strict=True)
+    account.open()
+    with pytest.raises(PowerCutError), account.release(1, nothing_left=True):
+        raise PowerCutError
+    for number in (1, 2, 2):  # the first pays for what was begun and never left
+        with account.release(number, nothing_left=number == 1):
+            pass
+    with pytest.raises(BudgetError, match="more releases than the plan has"), account.release(3, nothing_left=True):
+        raise AssertionError("this must not be reached")
+    account.close()
+    with Ledger(tmp_path / "one.sqlite") as ledger:
+        assert ledger.spent("d", delta=1e-3).releases == bound.steps == 3
 
 
 # --- other tasks, other mechanisms -----------------------------------------------------------------------------------

@@ -110,11 +110,11 @@ class Sealing(Protocol):
         ...
 
     def known(self, round_number: int, start: str) -> bool:
-        """Whether the contribution to a round that starts from these weights was written down before."""
-        ...
+        """Whether the contribution to a round was written down before; if not, none ever left.
 
-    def unsent(self, round_number: int) -> bool:
-        """Whether no contribution to a round, from whatever weights, was ever written down."""
+        Raises:
+            AuthenticityError: the round is past, or was begun from other weights.
+        """
         ...
 
     def contribute(self, round_number: int, start: str, compute: Callable[[], Contribution]) -> list[bytes]:
@@ -232,7 +232,7 @@ class Site:
         start = fingerprint(weights, buffers)
         charged: AbstractContextManager[None] = nullcontext()
         if self._spending is not None and not sealing.known(task.round, start):
-            charged = self._spending.release(task.round, nothing_left=sealing.unsent(task.round))
+            charged = self._spending.release(task.round, nothing_left=True)
         with charged:
             frames = sealing.contribute(task.round, start, lambda: self._contribution(task, weights, buffers))
         return _streamed(Result(round=task.round, form="sealed", weight=1.0, train_loss=None), frames)

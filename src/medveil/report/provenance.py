@@ -156,6 +156,9 @@ def _splits(used: Data) -> Table:
 def _sites(used: Data) -> Block:
     if not used.sites:
         return Prose((f"Data by site: {NOT_MEASURED}.",), tone="quiet")
+    if all(site.examples is None for site in used.sites):
+        names = ", ".join(site.site for site in used.sites)
+        return Prose((f"{names}. What each brought is not told: the plan lets sums over sites leave them, no more.",))
     labels = sorted({label for site in used.sites for label in site.label_counts})
     headings = ("Patients", "Images", *labels)
     return Table(

@@ -75,7 +75,8 @@ def against_text(privacy: dict[str, Any]) -> str:
     if privacy["mode"] != "distributed":
         return epsilon
     if privacy["epsilon_server"] == privacy["epsilon"]:
-        return f"{epsilon} against the server, if no hospital helps it,"
+        insider = epsilon_text(privacy["epsilon_insider"])
+        return f"{epsilon} against the server, if no hospital helps it, {insider} if one does,"
     alone = f"epsilon {epsilon_text(privacy['epsilon_server'])} against the server alone"
     return f"{alone}, {epsilon_text(privacy['epsilon'])} against the server with hospitals on its side,"
 

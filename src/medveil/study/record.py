@@ -17,7 +17,7 @@ from medveil.study.arms import Outcome
 from medveil.study.card import against_text, delta_text
 from medveil.study.parties import number_of_sites
 from medveil.study.plan import Plan
-from medveil.study.prepare import Prepared
+from medveil.study.prepare import Party, Prepared
 
 SCHEMA_VERSION = 3
 
@@ -40,17 +40,21 @@ def data_part(plan: Plan, prepared: Prepared) -> dict[str, Any]:
         "partition": plan.data.partition.kind,
         "subjects": prepared.split_subjects,
         "examples": examples,
-        "sites": [
-            {
-                "site": site.name,
-                "subjects": site.train.num_subjects,
-                "examples": len(site.train),
-                "label_counts": prepared.site_labels[site.name],
-            }
-            for site in prepared.sites
-        ],
+        "sites": [_site(plan, prepared, site) for site in prepared.sites],
         "rejected": [asdict(rejection) for rejection in dataset.rejected],
         "duplicates": _duplicates(plan, prepared),
+    }
+
+
+def _site(plan: Plan, prepared: Prepared, site: Party) -> dict[str, Any]:
+    """What a site brought; only its name where the plan has sums alone leave it."""
+    if plan.privacy.secure_aggregation is not None:
+        return {"site": site.name}
+    return {
+        "site": site.name,
+        "subjects": site.train.num_subjects,
+        "examples": len(site.train),
+        "label_counts": prepared.site_labels[site.name],
     }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from medveil.dp.plan import PrivacyPlan, StepPlan, nominal_units
 from medveil.dp.settings import DistributedDpSgd
 from medveil.federation.clear_sum import SCORES
+from medveil.federation.coordinator import validation_due
 from medveil.federation.secure.blocks import Blocks
 from medveil.federation.secure.outbox import Outbox
 from medveil.federation.secure.packing import NoisyPacking, Packing, PlainPacking, ScorePacking, fitting_grid
@@ -141,6 +142,7 @@ def build_secure(
                 packing=packing,
                 blocks=blocks,
                 score_packing=score_packing,
+                due=partial(validation_due, plan.federation),
                 watch=partial(watch, name),
             )
     return SecureServer(groups, score_packing, settings), sites

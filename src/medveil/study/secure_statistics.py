@@ -10,6 +10,7 @@ from torch import nn
 
 from medveil.evaluation.curves import FIXED_HALF, Threshold
 from medveil.federation.secure.moments import MomentsPacking
+from medveil.federation.secure.origin import fingerprint
 from medveil.federation.secure.settings import SecureAggregation
 from medveil.federation.secure.statistics import CountPacking
 from medveil.federation.secure.sums import secure_sums
@@ -18,6 +19,7 @@ from medveil.imaging.preprocess import Preprocess
 from medveil.study.plan import Plan
 from medveil.study.prepare import Party, Prepared, concatenate
 from medveil.study.scoring import Scorer
+from medveil.training.vectors import floating_buffers, to_vector
 
 SCORE_BINS = 4096  # a power of two: a score is at least k / bins exactly when its bin is at least k
 INTENSITY_BINS = 32
@@ -50,7 +52,8 @@ def decision_threshold(scorer: Scorer, model: nn.Module, sites: Sequence[Party],
         site.name: packing.pack(_validation_counts(scorer, model, site)) for site in sites if site.name not in lost
     }
     absent = [site.name for site in sites if site.name in lost]
-    opened = secure_sums(vectors, settings, context=f"{scorer.plan.digest()} threshold", absent=absent)
+    origin = fingerprint(to_vector(model.parameters()), to_vector(floating_buffers(model)))
+    opened = secure_sums(vectors, settings, context=f"{scorer.plan.digest()} threshold", origin=origin, absent=absent)
     return binned_threshold(packing.unpack(opened.total, len(opened.included)))
 
 

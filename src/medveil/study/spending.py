@@ -9,7 +9,7 @@ from medveil.accounting.events import Event, Repeated, flatten
 from medveil.accounting.ledger import Ledger
 from medveil.accounting.ledger_rows import EVERYONE
 from medveil.dp.plan import PrivacyPlan
-from medveil.errors import LedgerError
+from medveil.errors import BudgetError, LedgerError
 from medveil.study.arms import Workshop
 from medveil.study.folder import file_name
 from medveil.study.parties import steps_per_round
@@ -24,14 +24,19 @@ class Account:
         dataset: whose budget is charged.
         bound: what the run promises.
         per_round: steps in a round.
+        strict: whether more steps than the plan has are refused, whatever caps the ledger has. Where an interrupted
+            round is sent again and not made anew, no honest run needs more.
     """
 
-    def __init__(self, path: Path, *, run: str, dataset: str, bound: PrivacyPlan, per_round: int) -> None:
+    def __init__(
+        self, path: Path, *, run: str, dataset: str, bound: PrivacyPlan, per_round: int, strict: bool = False
+    ) -> None:
         self._ledger = Ledger(path)
         self._run = run
         self._dataset = dataset
         self._bound = bound
         self._event = Repeated(event=bound.step_event(), count=per_round)
+        self._strict = strict
 
     def check(self, rounds_done: int) -> None:
         """Refuse a ledger that cannot be this run's, or whose caps were meant for this data set and miss it.
@@ -39,8 +44,7 @@ class Account:
         Raises:
             LedgerError: as said.
         """
-        held = self.charged()
-        steps = 0 if held is None else sum(count for _, count in flatten(held))
+        steps = self._steps()
         if steps < rounds_done * self._event.count:
             raise LedgerError(
                 "The ledger does not hold what this run has already released",
@@ -82,13 +86,21 @@ class Account:
                 pays for this one.
 
         Raises:
-            BudgetError: the cap does not allow it.
+            BudgetError: the cap does not allow it, or the account is strict and the plan is used up.
         """
         release = f"round-{round_number}"
+        attempt = self._unfinished(release) if nothing_left else None
+        if self._strict and attempt is None and self._steps() + self._event.count > self._bound.steps:
+            raise BudgetError(
+                "The server asks for more releases than the plan has",
+                got=f"{self._steps()} steps are charged, and {self._event.count} more asked for",
+                expected=f"{self._bound.steps} steps",
+                remedy="end the run; what it has released is in the ledger",
+            )
         reservation = self._ledger.reserve(
             run=self._run,
             release=release,
-            attempt=self._unfinished(release) if nothing_left else None,
+            attempt=attempt,
             dataset=self._dataset,
             unit=self._bound.unit,
             relation=self._bound.relation,
@@ -104,6 +116,10 @@ class Account:
         number = state.keys.get((self._run, release, attempt))
         return None if number is None or number in state.committed else attempt
 
+    def _steps(self) -> int:
+        held = self.charged()
+        return 0 if held is None else sum(count for _, count in flatten(held))
+
     def charged(self) -> Event | None:
         """Everything that this run has charged, attempts before a crash included; None where the party refused."""
         return self._ledger.charged(self._run, self._dataset)
@@ -114,8 +130,7 @@ class Account:
         A plan that was used up is given back. One that was not (the training stopped early) stays held: when to stop
         was decided by looking at releases, and then only the whole plan bounds what they cost.
         """
-        held = self.charged()
-        if held is not None and sum(count for _, count in flatten(held)) >= self._bound.steps:
+        if self._steps() >= self._bound.steps:
             self._ledger.close_run(self._run)
         spent = self._ledger.spent(self._dataset, delta=self._bound.delta)
         cap = self._ledger.state().datasets[self._dataset].caps.get(EVERYONE)
@@ -152,6 +167,7 @@ def open_accounts(shop: Workshop, parties: Sequence[str], rounds_done: int) -> d
             dataset=shop.prepared.dataset.name,
             bound=shop.bound,
             per_round=steps_per_round(shop.plan),
+            strict=shop.plan.privacy.secure_aggregation is not None,
         )
         for party in parties
     }

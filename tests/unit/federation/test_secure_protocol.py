@@ -597,6 +597,16 @@ def test_a_task_without_a_sum_to_go_into_gets_no_answer(tmp_path):
         run.sites["a"].receive(encode(task, bare | with_frames([b"begin"])))
 
 
+def test_scores_are_given_for_rounds_that_the_plan_validates(tmp_path):
+    """Else a server asks for nearly the same weights again, without one site, as often as it likes."""
+    run, tasks = _joined(tmp_path)
+    task, tensors = decode(tasks["a"])
+    asked = encode(task.model_copy(update={"train": False, "validate_model": True}), tensors)
+    run.sites["a"]._sealing._due = lambda number: number != task.round
+    with pytest.raises(ProtocolError, match="the plan does not ask for"):
+        run.sites["a"].receive(asked)
+
+
 def test_training_and_validation_do_not_share_a_step(tmp_path):
     run, tasks = _joined(tmp_path)
     task, tensors = decode(tasks["a"])

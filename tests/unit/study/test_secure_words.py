@@ -12,7 +12,7 @@ from medveil.accounting.events import PoissonGaussian, Repeated
 from medveil.cli.main import cli
 from medveil.errors import GuaranteeError
 from medveil.federation.stages import build_pipeline
-from medveil.study.card import against_text, privacy_lines
+from medveil.study.card import against_text, epsilon_text, privacy_lines
 from medveil.study.claims import assumptions, holds_against, out_of_scope
 from medveil.study.dry_run import dry_run
 from medveil.study.plan import load_plan
@@ -159,7 +159,9 @@ def test_the_claim_names_both_epsilons_and_its_numbers(plan):
 
 def test_where_no_hospital_helps_there_is_one_epsilon_and_it_says_so(plan):
     said = dry_run(plan(DISTRIBUTED, of_sums(colluding=0)))["privacy"]
-    assert against_text(said).endswith("against the server, if no hospital helps it,")
+    helped = epsilon_text(said["epsilon_insider"])
+    assert said["epsilon_insider"] > said["epsilon_server"]
+    assert against_text(said).endswith(f"against the server, if no hospital helps it, {helped} if one does,")
     assert any(
         text.startswith("Another hospital of the training with a larger epsilon only") for text in said["holds_against"]
     )

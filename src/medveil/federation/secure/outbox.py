@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from medveil.errors import AuthenticityError, ProtocolError
 from medveil.federation.snapshot import Snapshot, load_snapshot, save_snapshot
@@ -18,53 +18,50 @@ from medveil.secagg.ring import RingVector
 
 
 class Outbox:
-    """Holds the contribution to one round at a time.
+    """Holds the contribution to one round at a time; a round has one contribution, whatever it is asked for again.
+
+    A round is answered from one set of weights only. Otherwise a server could have one site send its vector again and
+    the others make new ones from elsewhere in between: the mean over many such sums has that one site's noise only.
 
     Args:
         folder: of the site; made where there is none. Whoever reads it sees the site's contribution unmasked.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         self._vector = folder / "contribution.safetensors"
         self._opened = _Members(folder / "included.json")
         self._scored = _Members(folder / "scored.json")
         self._of: tuple[int, str] | None = None
 
     def contribution(self, round_number: int, start: str, compute: Callable[[], RingVector]) -> RingVector:
-        """What was written down for this round and these weights; else what ``compute`` gives, once it is on disk.
+        """What was written down for this round; else what ``compute`` gives, once it is on disk.
 
         Args:
             round_number: counted from 1.
-            start: :func:`fingerprint` of the weights that the contribution starts from.
+            start: :func:`~medveil.federation.secure.origin.fingerprint` of the weights that the contribution starts
+                from.
             compute: makes a new contribution.
 
         Raises:
-            AuthenticityError: the round is past: what was given to it could be opened over other sites.
+            AuthenticityError: the round is past, or was begun from other weights.
         """
-        kept = self._kept(round_number)
+        kept = self._kept(round_number, start)
         self._of = (round_number, start)
-        if kept is not None and kept.round == round_number and kept.facts["start"] == start:
-            return self._ring(kept)
+        if kept is not None:
+            return cast("RingVector", kept.tensors["vector"])
         made = compute()
-        latest = max(round_number, 0 if kept is None else kept.facts["latest"])
-        save_snapshot(Snapshot(round_number, {"vector": made}, {"start": start, "latest": latest}), self._vector)
+        save_snapshot(Snapshot(round_number, {"vector": made}, {"start": start}), self._vector)
         _sync(self._vector.parent)
         return made
 
     def has(self, round_number: int, start: str) -> bool:
-        """Whether this round's contribution was written down before.
+        """Whether this round's contribution was written down before; if not, none ever left this site.
 
         Raises:
-            AuthenticityError: the round is past, as for :meth:`contribution`.
+            AuthenticityError: as for :meth:`contribution`.
         """
-        kept = self._kept(round_number)
-        return kept is not None and kept.round == round_number and kept.facts["start"] == start
-
-    def unsent(self, round_number: int) -> bool:
-        """Whether it is sure that no contribution to this round, from whatever weights, was ever written down."""
-        kept = load_snapshot(self._vector)
-        return kept is None or kept.facts["latest"] < round_number
+        return self._kept(round_number, start) is not None
 
     def accept(self, members: Sequence[str]) -> None:
         """Write down over whom the contribution may be opened, before anything is told that would open it.
@@ -81,23 +78,30 @@ class Outbox:
         """The same for the validation scores of a round's weights, which are computed anew whenever they are asked for.
 
         Raises:
-            AuthenticityError: they were opened, or nearly, over other sites before.
+            AuthenticityError: scores of the same weights were opened, or nearly, over other sites before, whatever
+                the round was called; or the round is past.
         """
         self._scored.note((round_number, start), members)
 
-    def _kept(self, round_number: int) -> Snapshot | None:
+    def _kept(self, round_number: int, start: str) -> Snapshot | None:
+        """What is held, if it is of this round; nothing where the round is a later one."""
         kept = load_snapshot(self._vector)
-        if kept is not None and round_number < kept.facts["latest"]:
-            raise _past(round_number, kept.facts["latest"])
+        if kept is None or kept.round < round_number:
+            return None
+        if round_number < kept.round:
+            raise _past(round_number, kept.round)
+        if kept.facts["start"] != start:
+            raise AuthenticityError(
+                "The server asks for the same round again from other weights",
+                got=f"round {round_number}, weights {start[:12]}",
+                expected=f"weights {kept.facts['start'][:12]}",
+                remedy="start a new run; a coordinator that lost its checkpoints cannot go on with this one",
+            )
         return kept
-
-    @staticmethod
-    def _ring(kept: Snapshot) -> RingVector:
-        return cast("RingVector", kept.tensors["vector"])
 
 
 class _Members:
-    """A file that says over which sites the latest of something was opened.
+    """A file that says over which sites things were opened, by the weights that they were computed from.
 
     Args:
         path: of the file.
@@ -107,36 +111,47 @@ class _Members:
         self._path = path
 
     def note(self, of: tuple[int, str], members: Sequence[str]) -> None:
-        """Write down the sites, durably; what was noted for another round or other weights does not count.
+        """Write down the sites, durably.
+
+        Args:
+            of: round and weights.
+            members: names.
 
         Raises:
-            AuthenticityError: other sites were written down for the same, or a later round.
+            AuthenticityError: other sites were written down for the same weights, or the round is past.
         """
-        names, earlier = sorted(members), self._noted(of)
-        if earlier is not None:
-            if earlier != names:
-                raise AuthenticityError(
-                    "The same contribution is to be opened a second time over other sites",
-                    got=", ".join(names),
-                    expected=", ".join(earlier),
-                    remedy="go on with the sites that took part before the interruption, or start a new run",
-                )
-            return
+        round_number, start = of
+        names = sorted(members)
+        noted = self._read()
+        if round_number < noted["latest"]:
+            raise _past(round_number, noted["latest"])
+        place = noted["of"].get(start)
+        earlier = None if place is None else noted["lists"][place]
+        if earlier is not None and earlier != names:
+            raise AuthenticityError(
+                "The server wants to open the same contributions a second time, over other sites",
+                got=", ".join(names),
+                expected=", ".join(earlier),
+                remedy="go on with the sites that took part before the interruption, or start a new run",
+            )
+        if earlier is None or noted["latest"] < round_number:
+            lists = noted["lists"] if names in noted["lists"] else [*noted["lists"], names]
+            places = {**noted["of"], start: lists.index(names)}
+            self._write({"latest": round_number, "lists": lists, "of": places})
+
+    def _read(self) -> dict[str, Any]:
+        if not self._path.exists():
+            return {"latest": 0, "lists": [], "of": {}}
+        return cast("dict[str, Any]", json.loads(self._path.read_text(encoding="utf-8")))
+
+    def _write(self, noted: dict[str, Any]) -> None:
         temporary = self._path.with_name(self._path.name + ".tmp")
         with temporary.open("w", encoding="utf-8") as written:
-            json.dump({"of": list(of), "sites": names}, written)
+            json.dump(noted, written)
             written.flush()
             os.fsync(written.fileno())
         temporary.replace(self._path)
         _sync(self._path.parent)
-
-    def _noted(self, of: tuple[int, str]) -> list[str] | None:
-        if not self._path.exists():
-            return None
-        noted = json.loads(self._path.read_text(encoding="utf-8"))
-        if of[0] < noted["of"][0]:
-            raise _past(of[0], noted["of"][0])
-        return list(noted["sites"]) if noted["of"] == list(of) else None
 
 
 def _past(asked: int, latest: int) -> AuthenticityError:
@@ -146,6 +161,14 @@ def _past(asked: int, latest: int) -> AuthenticityError:
         expected=f"round {latest} or a later one",
         remedy="start a new run; a coordinator that lost its checkpoints cannot go on with this one",
     )
+
+
+def _make(folder: Path) -> None:
+    """Make the folder, and sync what now names it, so that a power cut does not lose it."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:

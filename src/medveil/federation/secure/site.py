@@ -28,6 +28,7 @@ class SecureSite:
         packing: of contributions.
         blocks: of the model that rounds sum.
         score_packing: of validation scores.
+        due: whether a round's weights are validated under the plan; scores of others are refused.
         watch: told how many seconds the protocol takes.
     """
 
@@ -41,12 +42,13 @@ class SecureSite:
         packing: Packing,
         blocks: Blocks,
         score_packing: ScorePacking,
+        due: Callable[[int], bool] = lambda _round: True,
         watch: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._session = SiteSession(parameters, name, identity, accept=self._accept)
         self._outbox = outbox
         self._packing, self._blocks, self._score_packing = packing, blocks, score_packing
-        self._watch = watch
+        self._due, self._watch = due, watch
         self._write_down: Callable[[Sequence[str]], None] = outbox.accept
 
     def join(self) -> list[bytes]:
@@ -68,10 +70,6 @@ class SecureSite:
         """Whether the contribution to a round was written down before: then nothing is released anew."""
         return self._outbox.has(round_number, start)
 
-    def unsent(self, round_number: int) -> bool:
-        """Whether no contribution to a round was ever written down, so that none can have left."""
-        return self._outbox.unsent(round_number)
-
     def contribute(self, round_number: int, start: str, compute: Callable[[], Contribution]) -> list[bytes]:
         """Frames with the masked contribution: the one written down before, else a new one, written down first.
 
@@ -90,9 +88,15 @@ class SecureSite:
         """Frames with the masked validation scores.
 
         Raises:
-            ProtocolError: the server has not begun a step.
+            ProtocolError: no step was begun, or the plan does not validate these weights.
         """
         self._check_begun()
+        if not self._due(round_number):
+            raise ProtocolError(
+                "The coordinator asks for scores that the plan does not ask for",
+                got=f"round {round_number}",
+                expected="a round that federation.validate_every names",
+            )
         vector = self._score_packing.pack(scores, examples)
         accept = partial(self._outbox.accept_scores, round_number, start)
         return self._masked(vector, sum_context("scores", round_number, start), accept)

@@ -19,6 +19,7 @@ def secure_sums(
     settings: SecureAggregation,
     *,
     context: str,
+    origin: str = "",
     absent: Sequence[str] = (),
 ) -> Opened:
     """Add up one vector a site with all parties in this process; nobody but its site sees a vector.
@@ -30,6 +31,8 @@ def secure_sums(
         vectors_by_site: of equal length, 64 bits.
         settings: colluding, dropouts, threshold, chunk_bytes.
         context: what is summed and for which plan; sites answer only to the same.
+        origin: what the vectors were computed from, such as the fingerprint of a model; a site helps to open a sum
+            only where all state the same.
         absent: sites of the plan that cannot answer.
 
     Returns:
@@ -56,9 +59,10 @@ def secure_sums(
         server.lose(name)
     for name, site in sites.items():
         _carry(server, sites, server.receive(name, site.advertise()))
-    _carry(server, sites, server.begin(64, next(iter(lengths))[0]))
+    stated = hashlib.sha256(origin.encode()).digest()
+    _carry(server, sites, server.begin(64, next(iter(lengths))[0], stated))
     for name, site in sites.items():
-        for data in site.submit(vectors_by_site[name]):
+        for data in site.submit(vectors_by_site[name], stated):
             _carry(server, sites, server.receive(name, data))
     assert server.opened is not None
     return server.opened
