@@ -158,6 +158,41 @@ def test_the_result_is_that_of_the_clear_run(tmp_path, weighting, algorithm, gro
     assert counts["clipped"] == 0
 
 
+@pytest.mark.parametrize("algorithm", [FedAvg(local_steps=1), FedSgd()], ids=["fedavg", "fedsgd"])
+@pytest.mark.parametrize("gone", [None, "b"], ids=["all there", "one gone"])
+def test_with_blocks_every_coordinate_moves_in_its_round_as_in_a_clear_one(tmp_path, algorithm, gone):
+    """Targets are held coordinate by coordinate, so one round of three blocks each is one clear round of all."""
+    form = "mean" if isinstance(algorithm, FedSgd) else "weights"
+    secure = Run(works(form), tmp_path, secure=SecureAggregation(blocks=3), algorithm=algorithm)
+    remaining = works(form)
+    if gone is not None:
+        secure.sites[gone] = Vanishing(secure.sites[gone], "joining")
+        del remaining[gone]
+    secure.go()
+    clear = Run(remaining, tmp_path, algorithm=algorithm, rounds=1).go()
+    np.testing.assert_allclose(secure.coordinator.weights, clear.coordinator.weights, rtol=0, atol=3e-7)
+
+
+def test_each_round_of_blocks_moves_one_block_and_sends_no_more(tmp_path):
+    sums = []
+
+    def opened(run):
+        original = run.secure.update
+
+        def update(round_number):
+            total, loss = original(round_number)
+            sums.append((round_number, total.mean().nonzero()[0].tolist(), run.secure._opened[0].total.size))
+            return total, loss
+
+        run.secure.update = update
+
+    run = Run(works(), tmp_path, secure=SecureAggregation(blocks=2), rounds=4)
+    opened(run)
+    run.go()
+    extra = run.secure._groups[0].packing.length - len(WEIGHTS)
+    assert sums == [(1, [0], 1 + extra), (2, [1, 2], 2 + extra), (3, [0], 1 + extra), (4, [1, 2], 2 + extra)]
+
+
 def _split(options):
     return {key: value for key, value in options.items() if key != "buffers"} | {"buffers": options["buffers"]}
 
