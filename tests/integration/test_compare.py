@@ -122,8 +122,11 @@ def test_the_same_data_and_sites_in_every_arm(plan_of, tmp_path):
     folders = sorted(path.parent for path in out.glob("*/*/*/record.json"))
     records = [json.loads((folder / "record.json").read_text()) for folder in folders]
     assert len(records) == 3
+    assert len({json.dumps(record["data"]["sites"]) for record in records if len(record["data"]["sites"][0]) > 1}) == 1
     for record in records[1:]:
-        assert record["data"]["sites"] == records[0]["data"]["sites"]
+        assert [site["site"] for site in record["data"]["sites"]] == [
+            site["site"] for site in records[0]["data"]["sites"]
+        ]
         assert record["data"]["subjects"] == records[0]["data"]["subjects"]
     inputs = [json.loads((folder / "state" / "inputs.json").read_text()) for folder in folders]
     for part in ("data", "first weights", "network"):
