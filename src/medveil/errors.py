@@ -14,6 +14,7 @@ The tree, with the exit code of the command line in brackets::
     │   └── PartitionError         a site would be empty, or a column is missing
     ├── ModelError [4]
     │   ├── UnsupportedModelError  a network that a later stage cannot handle
+    │   │   └── UnsupportedLayer   one layer that encrypted inference cannot evaluate
     │   └── WeightsError           a weights file does not fit or is damaged
     ├── FederationError [5]
     │   ├── MessageError           bytes that are not a valid message
@@ -143,6 +144,30 @@ class ModelError(MedveilError):
 
 class UnsupportedModelError(ModelError):
     """A network that a later stage cannot handle."""
+
+
+class UnsupportedLayer(UnsupportedModelError):  # noqa: N818 - the name that callers of compile() know
+    """One layer of a network that encrypted inference cannot evaluate.
+
+    Args:
+        what: one sentence.
+        layer: the layer's dotted path in the network, and its type.
+        got: as in :class:`MedveilError`.
+        expected: as in :class:`MedveilError`.
+        remedy: as in :class:`MedveilError`; always given.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        layer: str,
+        remedy: str,
+        got: object | None = None,
+        expected: object | None = None,
+    ) -> None:
+        self.layer = layer
+        super().__init__(f"{what.rstrip('.')}: layer {layer}", got=got, expected=expected, remedy=remedy)
 
 
 class WeightsError(ModelError):

@@ -267,7 +267,7 @@ def test_every_file_of_a_run_is_told():
 def test_every_error_has_its_exit_code():
     tree = {name: thing for name, thing in vars(errors).items() if isinstance(thing, type)}
     tree = {name: thing for name, thing in tree.items() if issubclass(thing, errors.MedveilError)}
-    rows = dict(re.findall(r"^\| `(\w+Error)` \| (\d) \|", page("reference/errors.md"), re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+(?:Error|Layer))` \| (\d) \|", page("reference/errors.md"), re.MULTILINE))
     assert rows == {name: str(thing.exit_code) for name, thing in tree.items()}
 
 

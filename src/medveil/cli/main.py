@@ -18,6 +18,8 @@ VERBS: Final = {
     "study": "Train plans at several epsilons and seeds; table and figure of what they reach.",
     "audit": "Measure whether the private step does what the plan claims; evidence, not proof.",
     "budget": "Set privacy caps, show what is spent, verify and export the ledger.",
+    "infer": "Diagnose encrypted images: neither the image nor the model is shown.",
+    "keys": "Make the certificates by which dealer, vendor and hospital know each other.",
     "doctor": "Check this machine and installation.",
     "completion": "Print shell completion for bash, zsh or fish.",
 }

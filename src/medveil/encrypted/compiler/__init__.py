@@ -1,0 +1,1 @@
+"""From a trained network to a program of shared fixed-point operations, and its weights."""

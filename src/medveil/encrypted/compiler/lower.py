@@ -1,0 +1,215 @@
+"""From steps to operations on integers: scales, rings, ranges and rounded weights."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medveil.encrypted import program as ops
+from medveil.encrypted.compiler import bounds, graph
+from medveil.encrypted.compiler.bounds import Range
+from medveil.encrypted.compiler.rings import LARGEST_SCALE, NARROWABLE, Rings, Value
+from medveil.encrypted.program import FRACTION_BITS, WIDE_BITS, Operation
+from medveil.errors import UnsupportedLayer
+
+_WEIGHT_BITS: Final = FRACTION_BITS
+_MOST_SHIFT: Final = 4
+
+
+@dataclass(eq=False)
+class Lowering:
+    """Builds operations one after the other.
+
+    Args:
+        activation_limit: above it, values before a ReLU are checked at run time.
+    """
+
+    activation_limit: float
+    rings: Rings = field(init=False)
+    weights: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    biases: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rings = Rings(self.activation_limit)
+
+    def run(self, steps: Mapping[str, graph.Step], output: str, given: Range) -> tuple[Operation, float, Range]:
+        """Lower all steps.
+
+        Args:
+            steps: in order, from :func:`medveil.encrypted.compiler.fold.simplify`.
+            output: name of the result.
+            given: range of the image.
+
+        Returns:
+            The operation that is revealed, its factor and its range.
+
+        Raises:
+            UnsupportedLayer: a layer whose values may leave the rings.
+        """
+        uses = graph.count_uses(steps.values())
+        for step in steps.values():
+            self.rings.layer = step.layer
+            self.values[step.name] = self._lower(step, given, last=step.name == output)
+            if step.name == output:
+                found = self.rings.wide(self.values[output])
+                return found, self.values[output].factor, self.rings.ranges[found.name]
+            for name in step.inputs:
+                uses[name] -= 1
+                if not uses[name]:
+                    self.rings.forget(self.values.pop(name), self.values.values())
+        raise AssertionError(output)
+
+    def _lower(self, step: graph.Step, given: Range, *, last: bool) -> Value:
+        what = step.what
+        if isinstance(what, graph.Image):
+            return Value(1.0, wide=self.rings.emit(ops.Input, step.name, (), FRACTION_BITS, given))
+        source = self.values[step.inputs[0]]
+        if isinstance(what, graph.Affine):
+            return Value(1.0, wide=self._linear(source, what, step.name, last=last))
+        if isinstance(what, graph.Sum | graph.Join):
+            return self._combined([self.values[name] for name in step.inputs], step)
+        if isinstance(what, graph.Scale):
+            return replace(source, factor=source.factor * what.value)
+        return self._of_one(source, step)
+
+    def _of_one(self, source: Value, step: graph.Step) -> Value:
+        what = step.what
+        if isinstance(what, graph.Rectify):
+            return Value(source.factor, wide=self._relu(source, step.name))
+        if isinstance(what, graph.Maximum):
+            return self._maximum(source, what, step.name)
+        if isinstance(what, graph.Mean):
+            return self._mean(source, what, step.name)
+        return self._moved(source, step)
+
+    def _maximum(self, source: Value, what: graph.Maximum, name: str) -> Value:
+        narrow = self.rings.narrow(source)
+        held = bounds.maximum(self.rings.ranges[narrow.name], what.kernel, what.stride, what.padding, narrow.scale)
+        sides = {"kernel": what.kernel, "stride": what.stride, "padding": what.padding}
+        pooled = self.rings.emit(ops.MaxPool, name, (narrow.name,), narrow.scale, held, narrow=True, **sides)
+        return Value(source.factor, narrow=pooled)
+
+    def _moved(self, source: Value, step: graph.Step) -> Value:
+        wide = self.rings.wide(source)
+        held, inputs = self.rings.ranges[wide.name], (wide.name,)
+        if isinstance(step.what, graph.Repeat):
+            factors = step.what.factors
+            spread = bounds.repeated(held, factors)
+            repeated = self.rings.emit(ops.Upsample, step.name, inputs, wide.scale, spread, factors=factors)
+            return Value(source.factor, wide=repeated)
+        assert isinstance(step.what, graph.Rearrange)
+        moved = bounds.reshaped(held, step.shape)
+        return Value(source.factor, wide=self.rings.emit(ops.Reshape, step.name, inputs, wide.scale, moved))
+
+    def _linear(self, source: Value, layer: graph.Affine, name: str, *, last: bool) -> Operation:
+        exact = replace(layer, weight=layer.weight * source.factor)
+        wide = source.wide
+        if wide is not None and wide.scale != FRACTION_BITS:
+            # Left as it is where the result can be narrowed later, or is revealed as it is.
+            scale = wide.scale + _WEIGHT_BITS
+            rounded = _rounded(exact, scale)
+            held = bounds.linear(self.rings.ranges[wide.name], exact, *rounded)
+            largest = 2.0 ** (WIDE_BITS - 1) if last else NARROWABLE / 2
+            if held.bound * 2.0**scale < largest and (last or scale <= LARGEST_SCALE):
+                return self._emit_linear(name, wide, exact, held, rounded)
+        wide = self.rings.sixteen(source)
+        rounded = _rounded(exact, wide.scale + _WEIGHT_BITS)
+        held = bounds.linear(self.rings.ranges[wide.name], exact, *rounded)
+        return self._emit_linear(name, wide, exact, held, rounded)
+
+    def _emit_linear(
+        self, name: str, source: Operation, layer: graph.Affine, held: Range, rounded: tuple[Tensor, Tensor]
+    ) -> Operation:
+        scale = source.scale + _WEIGHT_BITS
+        weight, bias = rounded
+        self.weights[name] = _integers(weight, _WEIGHT_BITS)
+        self.biases[name] = _integers(bias, scale)
+        return self.rings.emit(
+            ops.Linear,
+            name,
+            (source.name,),
+            scale,
+            held,
+            kind=layer.kind,
+            weight_shape=tuple(layer.weight.shape),
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            output_padding=layer.output_padding,
+            groups=layer.groups,
+        )
+
+    def _relu(self, source: Value, name: str) -> Operation:
+        narrow = self.rings.narrow(source)
+        held = self.rings.ranges[narrow.name]
+        drop = narrow.scale - FRACTION_BITS
+        most = self.activation_limit / source.factor
+        limit = max(1, math.ceil(most * 2.0**narrow.scale)) if held.high.max().item() > most else None
+        above = None if limit is None else limit / 2.0**narrow.scale
+        rectified = bounds.rectified(held, above)
+        return self.rings.emit(ops.Relu, name, (narrow.name,), FRACTION_BITS, rectified, drop=drop, limit=limit)
+
+    def _mean(self, source: Value, what: graph.Mean, name: str) -> Value:
+        count = math.prod(what.kernel)
+        for wide in (self.rings.wide(source), None):
+            taken = wide or self.rings.sixteen(source)
+            shift = max(0, min(int(math.log2(count)), LARGEST_SCALE - taken.scale))
+            held = bounds.summed(self.rings.ranges[taken.name], what.kernel, shift)
+            scale = taken.scale + shift
+            if held.bound * 2.0**scale < NARROWABLE or taken.scale == FRACTION_BITS:
+                break
+        pooled = self.rings.emit(ops.SumPool, name, (taken.name,), scale, held, kernel=what.kernel)
+        return Value(source.factor * 2.0**shift / count, wide=pooled)
+
+    def _combined(self, given: list[Value], step: graph.Step) -> Value:
+        joined = isinstance(step.what, graph.Join)
+        factors = [value.factor for value in given]
+        reference = 1.0 if 1.0 in factors else factors[0]
+        given = [self._multiplied(value, reference, f"{step.name}.{place}") for place, value in enumerate(given)]
+        factor = min(value.factor for value in given)
+        lifts = [round(math.log2(value.factor / factor)) for value in given]
+        combine = bounds.joined if joined else bounds.added
+        for sources in ([self.rings.wide(value) for value in given], None):
+            taken = sources or [self.rings.sixteen(value) for value in given]
+            scale = max(operation.scale for operation in taken)
+            held = combine([self.rings.ranges[each.name] for each in taken], [2.0**lift for lift in lifts])
+            if held.bound * 2.0**scale < NARROWABLE:
+                break
+        shifts = tuple(scale - operation.scale + lift for operation, lift in zip(taken, lifts, strict=True))
+        names = tuple(operation.name for operation in taken)
+        kind: type[ops.Concat | ops.Add] = ops.Concat if joined else ops.Add
+        return Value(factor, wide=self.rings.emit(kind, step.name, names, scale, held, shifts=shifts))
+
+    def _multiplied(self, value: Value, reference: float, name: str) -> Value:
+        """The value with a factor that a shift brings to ``reference``, if need be by a layer of its own."""
+        power = math.log2(value.factor / reference)
+        if power == round(power) and abs(power) <= _MOST_SHIFT:
+            return value
+        shape = self.rings.wide(value).shape
+        ratio = torch.full((shape[0],), 1.0 / reference, dtype=torch.float64)
+        layer = graph.channelwise(ratio, torch.zeros(shape[0], dtype=torch.float64), shape)
+        if layer is None:
+            raise UnsupportedLayer(
+                "Encrypted inference cannot bring two branches to one factor",
+                layer=self.rings.layer,
+                got=f"values of shape {shape}",
+                remedy="add values of shape (channels, *spatial) or vectors",
+            )
+        return Value(reference, wide=self._linear(value, layer, name, last=False))
+
+
+def _rounded(layer: graph.Affine, scale: int) -> tuple[Tensor, Tensor]:
+    """Weights and bias as their integers stand for them."""
+    weight = (layer.weight * 2.0**_WEIGHT_BITS).round() / 2.0**_WEIGHT_BITS
+    return weight, (layer.bias * 2.0**scale).round() / 2.0**scale
+
+
+def _integers(values: Tensor, bits: int) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = (values * 2.0**bits).round().to(torch.int64).contiguous().numpy()
+    return found

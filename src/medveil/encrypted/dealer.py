@@ -1,0 +1,167 @@
+"""The dealer, and how the other two fetch what it deals, over links that are already secured."""
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from medveil.encrypted.program import Program
+from medveil.encrypted.protocol.deal import deal, weight_masks
+from medveil.encrypted.protocol.ring import SEED_BYTES
+from medveil.encrypted.serial import MAX_BYTES, from_json, program_hash, to_json
+from medveil.encrypted.stores.manifest import Manifest
+from medveil.encrypted.stores.store import Store
+from medveil.encrypted.stores.writer import StoreWriter
+from medveil.encrypted.wire.control import whole
+from medveil.encrypted.wire.link import Link
+from medveil.errors import ProtocolError
+
+MOST_IMAGES = 4096
+_MOST_DEALT = 1 << 20
+_PIECE = 1 << 20
+SEED_FILE = "weights.seed"
+
+
+class Dealer:
+    """Deals to vendors that ask, and keeps for hospitals what is theirs until they fetch it.
+
+    Args:
+        folder: for the hospitals' parts. Who reads it, and hears hospital and vendor, sees the image.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def serve_vendor(self, link: Link) -> str:
+        """Deal what a vendor asks for: ``count`` correlations of ``images`` images each.
+
+        Returns:
+            The name of the run, by which a hospital fetches its part.
+
+        Raises:
+            MessageError: the vendor sends something else than a program.
+            ProtocolError: it asks for too much, or goes away.
+        """
+        asked = link.hear(("want", "program_bytes", "images", "count"))
+        size, images, count = (whole(asked[key]) for key in ("program_bytes", "images", "count"))
+        if asked["want"] != "deal" or size > MAX_BYTES or images > MOST_IMAGES or count > _MOST_DEALT:
+            raise ProtocolError(
+                "A vendor asks the dealer for what it does not deal",
+                got=f"{count} correlations of {images} images",
+                expected=f"at most {_MOST_DEALT} of at most {MOST_IMAGES}",
+            )
+        program = from_json(link.receive(size))
+        run, seed = secrets.token_hex(16), os.urandom(SEED_BYTES)
+        masks = weight_masks(program, seed)
+        link.tell({"run": run, "program": program_hash(program)})
+        link.send(seed)
+        target = self._folder / run
+        with StoreWriter(
+            target, party="hospital", program=program_hash(program), batch=images, run=run
+        ) as hospital_store:
+            for _ in range(count):
+                ours, theirs = os.urandom(SEED_BYTES), os.urandom(SEED_BYTES)
+                with hospital_store.correlation(ours):
+                    pass
+                link.send(theirs)
+                for part in deal(program, masks, hospital=ours, vendor=theirs, images=images):
+                    link.send(len(part).to_bytes(8, "little"))
+                    link.send(part)
+                link.send(bytes(8))
+            link.hear(("done",))
+        return run
+
+    def serve_hospital(self, link: Link) -> None:
+        """Give a hospital its seeds, once, and forget them.
+
+        Raises:
+            ProtocolError: there is no such run, or it was fetched before.
+        """
+        asked = link.hear(("want", "run"))
+        run = str(asked["run"])
+        folder = self._folder / run
+        if asked["want"] != "seeds" or not run.isalnum() or not folder.is_dir():
+            raise ProtocolError(
+                "A hospital asks for correlations that the dealer does not hold",
+                expected="a run that was dealt and not fetched yet",
+                remedy="let the vendor ask the dealer for new ones",
+            )
+        store = Store(folder, party="hospital", program=Manifest.read(folder).program, journals=self._folder / "given")
+        count = len(store.manifest.items)
+        link.tell({"program": store.manifest.program, "images": store.manifest.batch, "count": count})
+        for _ in range(count):
+            with store.take() as correlation:
+                link.send(correlation.seed)
+        link.hear(("done",))
+
+
+def fetch_as_vendor(link: Link, program: Program, folder: Path, *, images: int, count: int) -> None:
+    """Ask the dealer for correlations and write them into a new store.
+
+    Args:
+        link: to the dealer.
+        program: to be evaluated.
+        folder: of the store, which must not exist; the seed of the weights' masks goes beside it.
+        images: that one evaluation takes.
+        count: evaluations.
+
+    Raises:
+        ConfigError: a store is there.
+        ProtocolError: the dealer refuses, or goes away.
+    """
+    content = to_json(program)
+    link.tell({"want": "deal", "program_bytes": len(content), "images": images, "count": count})
+    link.send(content)
+    said = link.hear(("run", "program"))
+    if said["program"] != program_hash(program):
+        raise ProtocolError("The dealer deals for another program", got=said["program"], expected=program_hash(program))
+    seed = bytes(link.receive(SEED_BYTES))
+    with StoreWriter(
+        folder, party="vendor", program=program_hash(program), batch=images, run=str(said["run"])
+    ) as store:
+        for _ in range(count):
+            with store.correlation(bytes(link.receive(SEED_BYTES))) as part:
+                while size := int.from_bytes(link.receive(8), "little"):
+                    _copy(link, size, part.write)
+        _write_secret(seed_file(folder), seed)
+    link.tell({"done": True})
+    link.flush()
+
+
+def _copy(link: Link, size: int, write: Callable[[memoryview], None]) -> None:
+    while size:
+        piece = link.receive(min(size, _PIECE))
+        write(piece)
+        size -= len(piece)
+
+
+def fetch_as_hospital(link: Link, run: str, folder: Path) -> None:
+    """Fetch this hospital's seeds from the dealer into a new store.
+
+    Raises:
+        ConfigError: a store is there.
+        ProtocolError: the dealer refuses, or goes away.
+    """
+    link.tell({"want": "seeds", "run": run})
+    said = link.hear(("program", "images", "count"))
+    images, count = whole(said["images"]), whole(said["count"])
+    with StoreWriter(folder, party="hospital", program=str(said["program"]), batch=images, run=run) as store:
+        for _ in range(count):
+            with store.correlation(bytes(link.receive(SEED_BYTES))):
+                pass
+    link.tell({"done": True})
+    link.flush()
+
+
+def seed_file(folder: Path) -> Path:
+    """Where a vendor's store has the seed of the weights' masks."""
+    return folder.with_name(f"{folder.name}.{SEED_FILE}")
+
+
+def _write_secret(path: Path, content: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(handle)

@@ -1,0 +1,139 @@
+"""Whether the operations of a program fit together: names, rings and shapes; for programs that another party sent."""
+
+from functools import singledispatch
+from math import prod
+
+import torch
+
+from medveil.encrypted.program import (
+    FRACTION_BITS,
+    NARROW_BITS,
+    WIDE_BITS,
+    Add,
+    Concat,
+    Input,
+    Linear,
+    MaxPool,
+    Narrow,
+    Operation,
+    Program,
+    Relu,
+    Rescale,
+    Reshape,
+    Shape,
+    SumPool,
+    Upsample,
+)
+from medveil.encrypted.protocol.linear import convolved
+from medveil.encrypted.protocol.pooling import passes
+from medveil.errors import MessageError
+
+# Of all results of one image together: what a party must be able to hold.
+_MOST_NUMBERS = 1 << 28
+_MOST_DROPPED = 4
+
+
+def refused(got: str, expected: str = "a program that this version of medveil can evaluate") -> MessageError:
+    """What is raised about bytes that are no program."""
+    return MessageError("Bytes are not a program", got=got, expected=expected)
+
+
+def check(program: Program) -> None:
+    """Refuse a program whose operations do not fit together.
+
+    Raises:
+        MessageError: as said.
+    """
+    known: dict[str, Operation] = {}
+    numbers = 0
+    for place, one in enumerate(program.operations):
+        if isinstance(one, Input) != (place == 0) or one.name in known:
+            raise refused("an input in the middle, or a name twice")
+        if not all(name in known for name in one.inputs) or (not one.inputs) != (place == 0):
+            raise refused("an operation without its inputs")
+        numbers += one.size
+        if not one.shape or min(one.shape) < 1 or numbers > _MOST_NUMBERS:
+            raise refused("an empty shape, or results that are too large")
+        given = [known[name] for name in one.inputs]
+        if not _rings_fit(one, [item.narrow for item in given]):
+            raise refused(f"{one.name}: an operation in the wrong ring")
+        try:
+            shape = result_shape(one, [item.shape for item in given])
+        except (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError):
+            raise refused(f"{one.name}: numbers that do not fit its input") from None
+        if shape != one.shape:
+            raise refused(f"{one.name}: shape {one.shape}", f"shape {shape}")
+        known[one.name] = one
+    if not known or program.output.narrow:
+        raise refused("no result in the wide ring")
+
+
+def _rings_fit(one: Operation, narrow: list[bool]) -> bool:
+    if isinstance(one, Relu | Rescale):
+        return narrow == [True] and not one.narrow and 0 <= one.drop <= _MOST_DROPPED and one.scale == FRACTION_BITS
+    if isinstance(one, Narrow):
+        return narrow == [False] and one.narrow and 0 <= one.drop <= WIDE_BITS - NARROW_BITS
+    if isinstance(one, MaxPool):
+        return narrow == [True] and one.narrow
+    if isinstance(one, Linear | SumPool):
+        return narrow == [False] and not one.narrow
+    return all(item == one.narrow for item in narrow)
+
+
+@singledispatch
+def result_shape(one: Operation, given: list[Shape]) -> Shape:
+    """The shape of an operation's result, from those of its inputs.
+
+    Raises:
+        ValueError: numbers that make no sense, as do the errors of torch.
+    """
+    return given[0] if given else one.shape
+
+
+@result_shape.register
+def _(one: Linear, given: list[Shape]) -> Shape:
+    axes = len(one.weight_shape) - 2
+    numbers = [one.stride, one.padding, one.dilation, *([one.output_padding] if "transpose" in one.kind else [])]
+    if any(len(each) != axes for each in numbers):
+        raise ValueError("axes")
+    x, w = (torch.empty(shape, dtype=torch.int64, device="meta") for shape in ((1, *given[0]), one.weight_shape))
+    return tuple(convolved(one, x, w).shape[1:])
+
+
+@result_shape.register
+def _(one: MaxPool, given: list[Shape]) -> Shape:
+    axes = list(zip(one.kernel, one.stride, one.padding, given[0][1:], strict=True))
+    if any(min(kernel, stride) < 1 or not 0 <= padding < kernel for kernel, stride, padding, _ in axes):
+        raise ValueError("windows")
+    return passes(one, given[0])[-1].shape
+
+
+@result_shape.register
+def _(one: SumPool, given: list[Shape]) -> Shape:
+    return (given[0][0], *(length // kernel for length, kernel in zip(given[0][1:], one.kernel, strict=True)))
+
+
+@result_shape.register
+def _(one: Upsample, given: list[Shape]) -> Shape:
+    return (given[0][0], *(length * factor for length, factor in zip(given[0][1:], one.factors, strict=True)))
+
+
+@result_shape.register
+def _(one: Concat, given: list[Shape]) -> Shape:
+    if len(one.shifts) != len(given) or any(shape[1:] != given[0][1:] for shape in given) or min(one.shifts) < 0:
+        raise ValueError("parts")
+    return (sum(shape[0] for shape in given), *given[0][1:])
+
+
+@result_shape.register
+def _(one: Add, given: list[Shape]) -> Shape:
+    if len(one.shifts) != len(given) or set(given) != {given[0]} or min(one.shifts) < 0:
+        raise ValueError("terms")
+    return given[0]
+
+
+@result_shape.register
+def _(one: Reshape, given: list[Shape]) -> Shape:
+    if prod(given[0]) != one.size:
+        raise ValueError("size")
+    return one.shape

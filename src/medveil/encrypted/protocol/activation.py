@@ -1,0 +1,143 @@
+"""What the two parties say to each other about signs: ReLU, rescaling, the larger of two."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medveil.encrypted.program import NARROW_LIMIT
+from medveil.encrypted.protocol.compare import top_bit
+from medveil.encrypted.protocol.correlations import Gate, Lift, NarrowGate, Signs
+from medveil.encrypted.protocol.ring import Narrow, Packed, Stream, Wide, unpack
+
+_BLOCK = 1 << 15
+_TOP = np.uint32(31)
+
+
+class Link(Protocol):
+    """The other party: what is sent comes out of its ``receive`` in the same order."""
+
+    def send(self, data: bytes | NDArray[np.uint8]) -> None:
+        """Give bytes; they may wait until this party receives."""
+        ...
+
+    def receive(self, size: int) -> memoryview | bytes:
+        """The next ``size`` bytes."""
+        ...
+
+
+@dataclass
+class Party:
+    """One of the two.
+
+    Args:
+        link: to the other.
+        first: the hospital; public numbers are added to its halves.
+        flags: halves of the bits "a value reached its limit", in the order of the program.
+    """
+
+    link: Link
+    first: bool
+    flags: list[tuple[Packed, int]] = field(default_factory=list)
+
+    def open_sum(self, half: Narrow) -> Narrow:
+        """Both halves added up."""
+        self.link.send(half.tobytes())
+        opened: Narrow = half + np.frombuffer(self.link.receive(4 * half.size), "<u4", half.size)
+        return opened
+
+    def open_bits(self, half: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Both halves XORed."""
+        self.link.send(half.tobytes())
+        theirs = np.frombuffer(self.link.receive(8 * half.size), "<u8", half.size)
+        opened: NDArray[np.uint64] = half ^ theirs.reshape(half.shape)
+        return opened
+
+
+def signs(party: Party, values: Narrow, dealt: Signs, limit: int | None) -> tuple[Narrow, NDArray[np.uint8]]:
+    """Open z = values + rho and c = [value >= 0] ^ beta.
+
+    Args:
+        party: this one.
+        values: its halves, shape (count,).
+        dealt: for so many.
+        limit: values of at least this are noted in ``party.flags``; None notes none.
+
+    Returns:
+        z, shape (count,), and c as zeros and ones, shape (count,).
+    """
+    count = values.size
+    opened = party.open_sum(values + dealt.mask)
+    compared = [(opened, dealt.tree)]
+    if dealt.over is not None:
+        compared.append((opened - np.uint32(limit or 0), dealt.over))
+    found = [dealt.tables.look_up(number) for number, _ in compared]
+    hidden = np.concatenate([tree.hide(bits) for (_, tree), bits in zip(compared, found, strict=True)])
+    public = np.split(party.open_bits(hidden), len(compared))
+    halves = [
+        _not_negative(party, number, dealt.top, tree.less(bits, said, first=party.first))
+        for (number, tree), bits, said in zip(compared, found, public, strict=True)
+    ]
+    if dealt.over is not None:
+        party.flags.append((halves[1], count))
+    return opened, unpack(party.open_bits(halves[0] ^ dealt.coin), count)
+
+
+def _not_negative(party: Party, opened: Narrow, top: Packed, less: Packed) -> Packed:
+    half = less ^ top
+    return ~(half ^ top_bit(opened)) if party.first else half
+
+
+def relu(party: Party, values: Narrow, dealt: tuple[Signs, Gate], drop: int, limit: int | None) -> Wide:
+    """max(0, value) with ``drop`` bits fewer; one unit of error at most. Shape (count,)."""
+    told, gate = dealt
+    opened, on = signs(party, values, told, limit)
+    result = np.empty(values.size, np.uint64)
+    for start in range(0, values.size, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        public, wrapped = _public(opened[part], drop)
+        # Where c is 0 the sign is beta, elsewhere its opposite.
+        hidden = public * gate.coin[part] - gate.coin_shifted[part] + wrapped * gate.coin_top[part]
+        whole = wrapped * gate.top[part] - gate.shifted[part]
+        if party.first:
+            whole += public
+        result[part] = np.where(on[part] == 1, whole - hidden, hidden)
+    return result
+
+
+def rescale(party: Party, values: Narrow, dealt: Lift, drop: int) -> Wide:
+    """The values in the wide ring with ``drop`` bits fewer; one unit of error at most. Shape (count,)."""
+    public, wrapped = _public(party.open_sum(values + dealt.mask), drop)
+    result = wrapped * dealt.top - dealt.shifted
+    return result + public if party.first else result
+
+
+def _public(opened: Narrow, drop: int) -> tuple[Wide, Wide]:
+    """Z >> drop and, where z + rho wrapped around if rho's highest bit is set, 2**(32 - drop); both about -2**30."""
+    moved = opened + np.uint32(NARROW_LIMIT)
+    public = (moved >> np.uint32(drop)).astype(np.uint64) - np.uint64(NARROW_LIMIT >> drop)
+    wrapped = (np.uint64(1) - (moved >> _TOP).astype(np.uint64)) << np.uint64(32 - drop)
+    return public, wrapped
+
+
+def larger(party: Party, one: Narrow, other: Narrow, dealt: tuple[Signs, NarrowGate]) -> Narrow:
+    """The larger of two narrow numbers each, in the narrow ring; shape (count,)."""
+    told, gate = dealt
+    difference = one - other
+    opened, on = signs(party, difference, told, None)
+    hidden = opened * gate.coin - gate.coin_mask
+    return other + np.where(on == 1, difference - hidden, hidden)
+
+
+def parities(flags: list[tuple[Packed, int]], coins: Stream) -> Packed:
+    """64 parities of random halves of all flags, one word: what the parties open instead of the flags."""
+    result = np.uint64(0)
+    for packed, count in flags:
+        used = packed.copy()
+        if count % 64:
+            used[-1] &= np.uint64(2 ** (count % 64) - 1)
+        for bit in range(64):
+            chosen = used & coins.bits(count)
+            result ^= np.uint64(int(np.bitwise_count(chosen).sum()) & 1) << np.uint64(bit)
+    return np.array([result], np.uint64)

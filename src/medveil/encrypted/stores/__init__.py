@@ -1,0 +1,1 @@
+"""Correlations on disk, each used once."""

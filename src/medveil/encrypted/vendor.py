@@ -1,0 +1,86 @@
+"""The vendor of a model, who serves evaluations."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medveil.encrypted.dealer import seed_file
+from medveil.encrypted.program import Program, Weights
+from medveil.encrypted.protocol import evaluate
+from medveil.encrypted.protocol.deal import masked_weights, prepare_vendor
+from medveil.encrypted.serial import program_hash, to_json
+from medveil.encrypted.stores.store import Store
+from medveil.encrypted.wire.link import Link
+from medveil.errors import ProtocolError
+
+
+class Vendor:
+    """Serves evaluations of one model.
+
+    Args:
+        program: of the model.
+        weights: of the model.
+        store: folder of correlations from :func:`fetch_as_vendor`.
+        description: of the model, public, for the hospital; plain data for JSON.
+        journals: as of :class:`~medveil.encrypted.stores.store.Store`.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Weights,
+        store: Path,
+        *,
+        description: Mapping[str, Any] | None = None,
+        journals: Path | None = None,
+    ) -> None:
+        self._program, self._weights = program, weights
+        self._description = dict(description or {})
+        self._content = to_json(program)
+        self._masked = masked_weights(program, weights, seed_file(store).read_bytes())
+        self._store = Store(store, party="vendor", program=program_hash(program), journals=journals)
+
+    def serve(self, link: Link) -> int:
+        """Answer one hospital until it ends the session.
+
+        Returns:
+            Evaluations that were done.
+
+        Raises:
+            MessageError: as :class:`~medveil.encrypted.wire.link.Link`.
+            ProtocolError: the hospital breaks the protocol, or a correlation was used before.
+        """
+        manifest = self._store.manifest
+        link.tell(
+            {
+                "program": manifest.program,
+                "program_bytes": len(self._content),
+                "run": manifest.run,
+                "images": manifest.batch,
+                "left": self._store.left,
+                "description": self._description,
+            }
+        )
+        done = 0
+        while True:
+            asked = link.hear(("want", "number"))
+            if asked["want"] == "end":
+                return done
+            if asked["want"] == "model":
+                link.send(self._content)
+                link.send(self._masked)
+                link.flush()
+            elif asked["want"] == "evaluation":
+                self._evaluate(link, asked["number"])
+                done += 1
+            else:
+                raise ProtocolError("A hospital asks for something that a vendor does not have")
+
+    def _evaluate(self, link: Link, number: object) -> None:
+        if not isinstance(number, int):
+            raise ProtocolError("A correlation has a number", got=type(number).__name__)
+        with self._store.take(number) as correlation:
+            half = prepare_vendor(self._program, correlation.seed, correlation.read, self._store.manifest.batch)
+        link.tell({"ready": number})
+        evaluate.vendor(half, link, self._weights)
+        link.flush()

@@ -1,0 +1,1 @@
+"""Bytes between parties: frames, links, TLS, certificates."""

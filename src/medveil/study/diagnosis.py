@@ -1,0 +1,232 @@
+"""A finished run as a model that is served on encrypted images, and an image file as what it is asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+from torch import nn
+
+from medveil.configuration import Config
+from medveil.encrypted.compiler.main import Compiled
+from medveil.encrypted.compiler.main import compile as compile_network
+from medveil.encrypted.program import Program
+from medveil.errors import ImageError, ProtocolError
+from medveil.imaging.dicom import read_dicom
+from medveil.imaging.nifti import read_nifti
+from medveil.imaging.preprocess import Preprocess, apply, cut_slices
+from medveil.imaging.raster import read_raster
+from medveil.imaging.volume import Volume
+from medveil.models.registry import ModelConfig, build
+from medveil.models.weights import load_weights
+from medveil.rng import Seeds
+from medveil.study.evaluate import stored_plan, stored_threshold
+from medveil.study.folder import RunFolder, read_json
+from medveil.study.manifest import verify_manifest
+from medveil.study.prepare import input_scale
+
+# What z-scored intensities are cut to; the hospital refuses an image beyond it.
+_ZSCORE = 16.0
+_RASTER = (".png", ".jpg", ".jpeg")
+
+
+class Description(Config):
+    """What a vendor tells of its model before anything is sent: all of it public.
+
+    Args:
+        name: of the model.
+        task: what it answers.
+        class_names: of the task.
+        input_shape: (channels, *spatial) of an image after preprocessing.
+        input_range: of the network's input, after scaling.
+        preprocess: how the hospital prepares an image.
+        model: architecture, without weights.
+        clear: whether the hospital computes fixed features, or an interpolation, in the clear.
+        threshold: of class 1 for two classes; the run fixed it.
+        reveal: what the hospital learns.
+    """
+
+    name: str = Field(max_length=200)
+    task: Literal["classification", "segmentation"]
+    class_names: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    input_range: tuple[float, float]
+    preprocess: Preprocess
+    model: ModelConfig
+    clear: bool
+    threshold: float | None = None
+    reveal: Literal["logits"] = "logits"
+
+    def parts(self) -> tuple[nn.Module | None, nn.Module | None]:
+        """What the hospital computes in the clear: fixed features before, an interpolation behind. No weights."""
+        if not self.clear:
+            return None, None
+        model = build(self.model, input_shape=self.input_shape, num_classes=len(self.class_names), seed=0)
+        compiled = compile_network(model, self.input_shape, self.input_range, task=self.task)
+        return compiled.front, compiled.back
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A run's model, compiled.
+
+    Args:
+        compiled: program and weights.
+        description: for the hospital.
+        module: the network in the clear, for comparison.
+    """
+
+    compiled: Compiled
+    description: Description
+    module: nn.Module
+
+
+def serve_run(run: Path) -> Served:
+    """Compile the model of a finished run.
+
+    Raises:
+        RunError: not a finished run.
+        ManifestError: files of the run changed after it was signed.
+        UnsupportedLayer: a network that cannot be evaluated on encrypted images.
+    """
+    folder = RunFolder(run)
+    content = read_json(folder.record)
+    verify_manifest(run)
+    plan = stored_plan(folder)
+    shape, names = tuple(content["model"]["input_shape"]), tuple(content["data"]["class_names"])
+    module = build(plan.model, input_shape=shape, num_classes=len(names), seed=Seeds(plan.seed).child("model"))
+    load_weights(module, folder.weights)
+    scale = input_scale(plan.data.preprocess)
+    low, high = (-_ZSCORE, _ZSCORE) if plan.data.preprocess.intensity == "zscore" else (0.0, 1.0)
+    limits = ((low - scale.shift) / scale.scale, (high - scale.shift) / scale.scale)
+    compiled = compile_network(module.eval(), shape, limits, task=plan.task, names=names)
+    description = Description(
+        name=content["name"],
+        task=plan.task,
+        class_names=names,
+        input_shape=shape,
+        input_range=limits,
+        preprocess=plan.data.preprocess,
+        model=plan.model,
+        clear=compiled.front is not None or compiled.back is not None,
+        threshold=stored_threshold(content).value if plan.task == "classification" else None,
+    )
+    return Served(compiled, description, module.eval())
+
+
+def read_description(content: Any) -> Description:
+    """A vendor's description, read without trust.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        return Description.model_validate(content)
+    except ValidationError as error:
+        raise ProtocolError(
+            "A vendor's description of its model cannot be used",
+            got=f"{error.error_count()} parts that do not fit",
+            expected="a description of this version of medveil",
+        ) from None
+
+
+def read_image(path: Path, description: Description, *, position: int | None = None) -> torch.Tensor:
+    """An image file as the network's input, float32, shape (1, *input shape).
+
+    Args:
+        path: DICOM, NIfTI, PNG or JPEG.
+        description: of the model.
+        position: of a slice, where the model reads slices of a volume; the middle one by default.
+
+    Raises:
+        ImageError: a file that cannot be used, or an image of another shape or beyond the range; nothing was sent.
+    """
+    pixels = apply(_read(path), description.preprocess)
+    if description.preprocess.slices is not None:
+        found = cut_slices(pixels, None, description.preprocess.slices.axis)
+        at = len(found) // 2 if position is None else position
+        if not 0 <= at < len(found):
+            raise ImageError("The volume has no such slice", reason="shape", got=at, expected=f"0 to {len(found) - 1}")
+        pixels = found[at].image
+    if pixels.shape != description.input_shape:
+        raise ImageError(
+            "The image has another shape than the model reads",
+            reason="shape",
+            got=pixels.shape,
+            expected=description.input_shape,
+            remedy="give an image of the kind that the model was trained on",
+        )
+    scaled: torch.Tensor = input_scale(description.preprocess)(torch.from_numpy(pixels.copy())[None])
+    low, high = description.input_range
+    if not bool(torch.isfinite(scaled).all()) or bool((scaled < low).any()) or bool((scaled > high).any()):
+        raise ImageError(
+            "The image's values lie beyond the range that the model was compiled for",
+            reason="range",
+            expected=f"{low:g} to {high:g} after scaling",
+        )
+    return scaled
+
+
+def _read(path: Path) -> Volume:
+    name = path.name.lower()
+    if name.endswith(_RASTER):
+        return read_raster(path)
+    if name.endswith((".nii", ".nii.gz")):
+        return read_nifti(path)
+    return read_dicom(path)
+
+
+def encode(images: torch.Tensor, program: Program, front: nn.Module | None) -> NDArray[np.int64]:
+    """The network's input as the program's, in fixed point."""
+    with torch.no_grad():
+        values = images if front is None else front(images)
+    return np.rint(values.double().numpy() * 2.0**program.input.scale).astype(np.int64)
+
+
+def decode(result: NDArray[np.int64], program: Program, back: nn.Module | None) -> torch.Tensor:
+    """Logits, float64."""
+    logits = torch.from_numpy(result / 2.0**program.output.scale * program.factor)
+    with torch.no_grad():
+        return logits if back is None else back.double()(logits)
+
+
+def answer(logits: torch.Tensor, description: Description) -> dict[str, Any]:
+    """What a reader wants to know of one image's logits.
+
+    Returns:
+        ``label`` and ``probabilities`` by class, or ``mask`` (rows of class indices) and ``pixels`` by class.
+    """
+    names = description.class_names
+    if description.task == "segmentation":
+        mask = logits[0].argmax(0)
+        counts = torch.bincount(mask.flatten(), minlength=len(names)).tolist()
+        return {"mask": mask.tolist(), "pixels": dict(zip(names, counts, strict=True))}
+    probabilities = logits[0].softmax(0).tolist()
+    place = int(np.argmax(probabilities))
+    if description.threshold is not None and len(names) == 2:  # noqa: PLR2004 - a yes-or-no question
+        place = int(probabilities[1] >= description.threshold)
+    return {"label": names[place], "probabilities": dict(zip(names, probabilities, strict=True))}
+
+
+def leakage(description: Description, shape: Sequence[int]) -> dict[str, Any]:
+    """Who learns what from one diagnosis, for programs and readers."""
+    return {
+        "adversary": "semi-honest: all parties follow the protocol",
+        "hospital_learns": [
+            f"{description.reveal}, shape {list(shape)}",
+            "the architecture, shapes and ranges of the model",
+        ],
+        "vendor_learns": ["that an evaluation took place, and when", "whether the image went beyond a limit"],
+        "dealer_learns": ["the architecture", "how many evaluations were dealt"],
+        "breaks_if": [
+            "dealer and vendor work together: they see the image",
+            "dealer and hospital work together: they see the weights",
+            "the dealer reads what hospital and vendor say to each other, which TLS prevents",
+        ],
+        "not_detected": "a party that deviates can spoil the result, and may learn more than is said here",
+        "answers_accumulate": "many answers together reveal the model: count and limit requests",
+    }

@@ -1,0 +1,256 @@
+"""Dealer, vendor and hospital as programs of their own, and all three on one machine for a demonstration."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from medveil.encrypted.dealer import Dealer, fetch_as_hospital, fetch_as_vendor
+from medveil.encrypted.hospital import Hospital
+from medveil.encrypted.vendor import Vendor
+from medveil.encrypted.wire.certificates import make_authority, make_certificate
+from medveil.encrypted.wire.connect import Address, Identity, Listener, connect
+from medveil.errors import FederationError, RunError
+from medveil.study.diagnosis import answer, decode, encode, leakage, read_description, read_image, serve_run
+
+Say = Callable[[dict[str, Any]], None]
+
+
+def run_dealer(
+    identity: Identity, folder: Path, *, vendors: Address, hospitals: Address, times: int | None, say: Say
+) -> None:
+    """Deal to vendors and give hospitals their part, one after the other.
+
+    Args:
+        identity: the dealer's.
+        folder: for the hospitals' parts until they are fetched.
+        vendors: where vendors connect.
+        hospitals: where hospitals connect.
+        times: pairs of a vendor and a hospital to serve; None serves without end.
+        say: told the ports, and every failure.
+    """
+    dealer = Dealer(folder)
+    for_vendors = Listener(vendors, identity, role="vendor")
+    for_hospitals = Listener(hospitals, identity, role="hospital")
+    say({"vendors": for_vendors.port, "hospitals": for_hospitals.port})
+    done = 0
+    while times is None or done < times:
+        _serve(for_vendors, dealer.serve_vendor, say)
+        _serve(for_hospitals, dealer.serve_hospital, say)
+        done += 1
+
+
+def _serve(listener: Listener, act: Callable[[Any], object], say: Say) -> None:
+    """Serve one party; one that breaks the protocol is refused, and the next one waited for."""
+    while True:
+        try:
+            with listener.accept() as link:
+                act(link)
+                return
+        except FederationError as error:
+            say({"refused": str(error)})
+
+
+def run_vendor(
+    identity: Identity, run: Path, store: Path, *, dealer: Address, at: Address, count: int, times: int | None, say: Say
+) -> None:
+    """Serve the model of a run; correlations are fetched from the dealer first where there is no store.
+
+    Args:
+        identity: the vendor's.
+        run: folder of the run.
+        store: of correlations.
+        dealer: where the dealer listens to vendors.
+        at: where hospitals connect.
+        count: evaluations to have dealt.
+        times: sessions to serve; None serves without end.
+        say: told the port, and every failure.
+    """
+    served = serve_run(run)
+    program = served.compiled.program
+    if not store.exists():
+        with connect(dealer, identity, role="dealer", timeout_s=600.0) as link:
+            fetch_as_vendor(link, program, store, images=1, count=count)
+    description = served.description.model_dump(mode="json")
+    vendor = Vendor(program, served.compiled.weights, store, description=description)
+    listener = Listener(at, identity, role="hospital")
+    say({"listening": listener.port})
+    done = 0
+    while times is None or done < times:
+        _serve(listener, vendor.serve, say)
+        done += 1
+
+
+def prepare_hospital(identity: Identity, store: Path, *, vendor: Address, dealer: Address) -> dict[str, Any]:
+    """Fetch this hospital's correlations for what a vendor offers."""
+    with connect(vendor, identity, role="vendor") as link:
+        session = Hospital(link)
+        run = session.offer.run
+        session.end()
+    with connect(dealer, identity, role="dealer") as link:
+        fetch_as_hospital(link, run, store)
+    return {"run": run, "program": session.offer.program, "description": session.offer.description}
+
+
+def diagnose(
+    identity: Identity, store: Path, image: Path, *, vendor: Address, position: int | None = None
+) -> dict[str, Any]:
+    """One diagnosis.
+
+    Args:
+        identity: the hospital's.
+        store: of the hospital's correlations.
+        image: file.
+        vendor: where the vendor listens.
+        position: of the slice, where the model reads slices.
+
+    Returns:
+        What :func:`~medveil.study.diagnosis.answer` says, ``exact`` (logits), ``bytes_online`` (both
+        ways, with frames), ``messages``, ``seconds_online``, ``seconds_prepared`` and ``leakage``.
+
+    Raises:
+        ImageError: the image cannot be used; nothing was sent.
+        FederationError: the vendor cannot be reached, refuses, or breaks the protocol.
+    """
+    with connect(vendor, identity, role="vendor", timeout_s=300.0) as link:
+        session = Hospital(link)
+        description = read_description(session.offer.description)
+        front, back = description.parts()
+        images = read_image(image, description, position=position)
+        program = session.program()
+        result, measured = session.diagnose(encode(images, program, front), store)
+        session.end()
+    logits = decode(result, program, back)
+    return {
+        **answer(logits, description),
+        "exact": logits[0].tolist(),
+        "bytes_online": measured.bytes_sent + measured.bytes_received,
+        "bytes_sent": measured.bytes_sent,
+        "bytes_received": measured.bytes_received,
+        "messages": measured.messages,
+        "seconds_online": measured.seconds_online,
+        "seconds_prepared": measured.seconds_offline,
+        "leakage": leakage(description, program.output.shape),
+    }
+
+
+def local(run: Path, image: Path, *, position: int | None = None, note: Callable[[str], None]) -> dict[str, Any]:
+    """Dealer, vendor and hospital as three processes of this machine, and the plain network for comparison.
+
+    Args:
+        run: folder of the vendor's run.
+        image: file of the hospital.
+        position: of the slice, where the model reads slices.
+        note: told what happens.
+
+    Returns:
+        As :func:`diagnose`, with ``seconds_offline`` (from the start until all was dealt and fetched; the dealer has
+        ended by then), ``plaintext_max_error`` (largest difference of a logit from the plain network's) and
+        ``plaintext_agrees`` (whether label, or every pixel of the mask, is the same).
+
+    Raises:
+        RunError: a party failed, with what it said.
+    """
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="medveil-") as made:
+        folder = Path(made)
+        keys = folder / "keys"
+        authority = make_authority(keys)
+        for role in ("dealer", "vendor", "hospital"):
+            make_certificate(keys, authority=authority, role=role, name=f"local {role}")
+        home = {"MEDVEIL_HOME": str(folder / "home")}
+        note("The dealer starts")
+        ports = ["--vendors", "127.0.0.1:0", "--hospitals", "127.0.0.1:0", "--times", "1"]
+        with _party(keys, "dealer", ["--folder", str(folder / "dealt"), *ports], home) as (dealer, told):
+            note("The vendor compiles its model and has correlations dealt")
+            asked = ["--model", str(run), "--store", str(folder / "vendor"), "--listen", "127.0.0.1:0"]
+            asked += ["--dealer", f"127.0.0.1:{told['vendors']}", "--count", "1", "--times", "2"]
+            with _party(keys, "vendor", asked, home) as (_, offered):
+                vendor = ["--vendor", f"127.0.0.1:{offered['listening']}", "--store", str(folder / "hospital")]
+                note("The hospital fetches its correlations; the dealer ends")
+                _finish(keys, [*vendor, "--dealer", f"127.0.0.1:{told['hospitals']}", "--prepare"], home)
+                dealer.wait(timeout=60)
+                offline = time.perf_counter() - begun
+                note("The hospital asks for a diagnosis")
+                which = [] if position is None else ["--slice", str(position)]
+                found = _finish(keys, [*vendor, "--image", str(image), *which], home)
+    return {**found, "seconds_offline": offline, **_compared(run, image, position, found)}
+
+
+def _compared(run: Path, image: Path, position: int | None, found: dict[str, Any]) -> dict[str, Any]:
+    served = serve_run(run)
+    with torch.no_grad():
+        logits = served.module(read_image(image, served.description, position=position)).double()
+    plain = answer(logits, served.description)
+    told = torch.tensor(found.pop("exact"), dtype=torch.float64).reshape(logits.shape)
+    same = "mask" if served.description.task == "segmentation" else "label"
+    return {
+        "plaintext_max_error": float((told - logits).abs().max()),
+        "plaintext_agrees": found[same] == plain[same],
+    }
+
+
+def _command(keys: Path, role: str, arguments: list[str]) -> list[str]:
+    identity = ["--authority", str(keys / "authority.pem"), "--certificate", str(keys / f"{role}.pem")]
+    identity += ["--key", str(keys / f"{role}-key.pem")]
+    return [sys.executable, "-m", "medveil", "infer", role, *identity, *arguments, "--json"]
+
+
+@contextmanager
+def _party(
+    keys: Path, role: str, arguments: list[str], home: dict[str, str]
+) -> Iterator[tuple["subprocess.Popen[str]", dict[str, Any]]]:
+    """A party that listens, and the ports that it told."""
+    process = subprocess.Popen(  # noqa: S603 - medveil itself, with arguments of this program
+        _command(keys, role, arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | home,
+    )
+    assert process.stdout is not None
+    try:
+        yield process, _told(role, process, process.stdout)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def _told(role: str, process: "subprocess.Popen[str]", output: IO[str]) -> dict[str, Any]:
+    line = output.readline()
+    if not line:
+        assert process.stderr is not None
+        raise _failed(role, process.stderr.read())
+    told: dict[str, Any] = json.loads(line)
+    return told
+
+
+def _finish(keys: Path, arguments: list[str], home: dict[str, str]) -> dict[str, Any]:
+    """A hospital's process, run to its end."""
+    ended = subprocess.run(  # noqa: S603 - medveil itself, with arguments of this program
+        _command(keys, "hospital", arguments),
+        capture_output=True,
+        text=True,
+        env=os.environ | home,
+        check=False,
+    )
+    if ended.returncode:
+        raise _failed("hospital", ended.stderr)
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
+
+
+def _failed(role: str, said: str) -> RunError:
+    last = said.strip().splitlines()[-1:] or ["nothing"]
+    return RunError(f"The {role} failed", got=last[0], remedy="mend what it says, and try again")

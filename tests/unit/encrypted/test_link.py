@@ -1,0 +1,435 @@
+"""Two links over a socket pair, and one link that is fed hostile bytes."""
+
+import socket
+import threading
+import time
+import tracemalloc
+from contextlib import suppress
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medveil.encrypted.wire import link as link_module
+from medveil.encrypted.wire.frames import HEADER_BYTES, Kind, write_header
+from medveil.encrypted.wire.link import Link
+from medveil.errors import ConfigError, FederationError, MessageError, ProtocolError
+
+TIMEOUT = 5.0
+PARTS = [b"one", b"twotwo" * 5, bytes(range(256))]
+WHOLE = b"".join(PARTS)
+
+
+@pytest.fixture
+def two():
+    ends = [Link(end, timeout_s=TIMEOUT) for end in socket.socketpair()]
+    yield ends
+    for end in ends:
+        end.close(discard=True)
+
+
+def frame(payload, sequence=0, kind=Kind.DATA):
+    return write_header(kind, sequence, payload, checked=True) + payload
+
+
+def feed(stream, act, *, timeout_s=TIMEOUT, **limits):
+    """What ``act`` makes of a link whose peer sends ``stream`` and ends."""
+    mine, peer = socket.socketpair()
+    with peer:
+        feeder = threading.Thread(target=lambda: suppress_lost(peer, stream))
+        feeder.start()
+        link = Link(mine, timeout_s=timeout_s, **limits)
+        try:
+            return act(link)
+        finally:
+            link.close(discard=True)
+            feeder.join()
+
+
+def suppress_lost(peer, stream):
+    with suppress(OSError):
+        peer.sendall(stream)
+        peer.shutdown(socket.SHUT_WR)
+
+
+def run_both(*acts):
+    """Run in threads; the errors they raised."""
+    errors = [None] * len(acts)
+
+    def one(at):
+        try:
+            acts[at]()
+        except FederationError as error:
+            errors[at] = error
+
+    threads = [threading.Thread(target=one, args=(at,), daemon=True) for at in range(len(acts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive(), "dead-lock"
+    return errors
+
+
+def test_sends_leave_as_one_frame_with_the_next_receive(two):
+    here, there = two
+    there.send(b"answer")
+    there.flush()
+    for part in PARTS:
+        here.send(part)
+    here.send(b"")
+    assert here.frames_sent == here.bytes_sent == 0
+    assert bytes(here.receive(6)) == b"answer"
+    assert (here.frames_sent, here.bytes_sent) == (1, HEADER_BYTES + len(WHOLE))
+    assert [bytes(there.receive(len(part))) for part in PARTS] == PARTS
+    assert (there.frames_received, there.bytes_received) == (1, HEADER_BYTES + len(WHOLE))
+    assert (here.frames_received, here.bytes_received) == (there.frames_sent, there.bytes_sent) == (1, HEADER_BYTES + 6)
+
+
+def test_arrays_arrive_as_they_were_when_sent(two):
+    here, there = two
+    array = np.arange(12, dtype=np.uint32).reshape(3, 4)
+    expected = array.T.copy()
+    here.send(array.T)
+    here.send(np.zeros((0, 3)))
+    array[:] = 0
+    here.flush()
+    got = np.frombuffer(there.receive(48), np.uint32).reshape(4, 3)
+    np.testing.assert_array_equal(got, expected)
+
+
+@given(
+    st.lists(st.binary(max_size=40), max_size=8),
+    st.lists(st.integers(0, 50), max_size=12),
+    st.sets(st.integers(0, 8)),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_cut_of_the_same_bytes_is_the_same(sent, sizes, flushes):
+    ends = [Link(end, timeout_s=TIMEOUT) for end in socket.socketpair()]
+    whole, at = b"".join(sent), 0
+    for place, part in enumerate(sent):
+        ends[0].send(part)
+        if place in flushes:
+            ends[0].flush()
+    ends[0].flush()
+    for size in [*sizes, len(whole)]:
+        part = whole[at : at + size]
+        got = ends[1].receive(len(part))
+        assert bytes(got) == part
+        assert not part or np.frombuffer(got, np.uint8).ctypes.data % 8 == 0
+        at += len(part)
+    for end in ends:
+        end.close()
+
+
+def test_frames_longer_than_the_bound_are_split(two, monkeypatch):
+    monkeypatch.setattr(link_module, "MAX_PAYLOAD", 1000)
+    here, there = two
+    data = bytes(range(256)) * 10
+    here.send(b"x" * 10)
+    here.send(data)
+    here.flush()
+    assert here.frames_sent == 3
+    assert bytes(there.receive(10 + len(data))) == b"x" * 10 + data
+
+
+def test_both_may_send_at_once_more_than_the_network_holds(two):
+    data = np.random.default_rng(1).integers(0, 256, 20_000_000, dtype=np.uint8)
+    got = [None, None]
+
+    def act(at):
+        two[at].send(data)
+        got[at] = two[at].receive(data.size)
+
+    assert run_both(lambda: act(0), lambda: act(1)) == [None, None]
+    assert all(np.array_equal(np.frombuffer(one, np.uint8), data) for one in got)
+
+
+def test_without_the_writing_thread_both_would_wait(two):
+    """The defence removed: sending in the party's own thread, with the network full, ends in the timeout."""
+    ends = socket.socketpair()
+    data = bytes(20_000_000)
+
+    def blocking(end):
+        end.settimeout(0.5)
+        with end, suppress(OSError):
+            end.sendall(data)
+            return
+        raise ProtocolError("stuck")
+
+    assert all(isinstance(error, ProtocolError) for error in run_both(*(lambda end=end: blocking(end) for end in ends)))
+
+
+def test_what_waits_to_be_sent_is_bounded(monkeypatch):
+    """A party that sends a lot one way waits for the reader, and sets no more aside."""
+    monkeypatch.setattr(link_module, "MAX_PAYLOAD", 100_000)
+    mine, peer = socket.socketpair()
+    here, there = (Link(end, timeout_s=TIMEOUT, outstanding=1_000_000) for end in (mine, peer))
+    data, most = bytes(range(250)) * 400, []
+
+    def pour():
+        for _ in range(100):
+            here.send(data)
+            most.append(here._writer.queued)
+        here.close()
+
+    def drink():
+        time.sleep(0.3)
+        assert all(there.receive(len(data)) == data for _ in range(100))
+        there.close()
+
+    assert run_both(pour, drink) == [None, None]
+    assert 800_000 < max(most) <= 1_000_000
+    assert len(most) == 100
+
+
+def test_tables_go_between_data(two):
+    here, there = two
+    here.send(b"before")
+    here.tell({"program": "ab" * 32, "batch": 4})
+    here.send(b"after")
+    here.flush()
+    assert bytes(there.receive(6)) == b"before"
+    assert there.hear(["batch", "program"]) == {"batch": 4, "program": "ab" * 32}
+    assert bytes(there.receive(5)) == b"after"
+    assert here.bytes_sent == there.bytes_received
+
+
+def test_a_table_while_data_are_left_is_refused(two):
+    here, there = two
+    here.send(b"data")
+    here.tell({"a": 1})
+    there.receive(3)
+    with pytest.raises(MessageError, match="1 bytes"):
+        there.hear(["a"])
+    with pytest.raises(MessageError, match="1 bytes"):
+        there.receive(1)
+
+
+def test_the_wrong_kind_is_refused(two):
+    here, there = two
+    here.tell({"a": 1})
+    with pytest.raises(ProtocolError, match=r"Got: control\. Expected: data"):
+        there.receive(3)
+    with pytest.raises(ProtocolError, match="of another kind"):
+        there.send(b"the link is of no use any more")
+
+
+def test_why_the_other_party_gives_up_is_told(two):
+    here, there = two
+    thread = threading.Thread(target=here.stop, args=("No correlation\nis left",))
+    thread.start()
+    with pytest.raises(ProtocolError, match=r"gave up\. Got: No correlation is left"):
+        there.receive(1000)
+    there.close()
+    thread.join(10)
+    here.stop("twice does nothing")
+    with pytest.raises(ProtocolError, match="closed"):
+        here.send(b"x")
+
+
+def test_the_reason_arrives_even_while_much_is_being_sent(two):
+    here, there = two
+    there.send(bytes(30_000_000))
+    there.flush()
+    thread = threading.Thread(target=here.stop, args=("full disk",))
+    thread.start()
+    with pytest.raises(ProtocolError, match="full disk"):
+        there.receive(10)
+    there.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_lost_peer_is_noticed_at_once(two):
+    here, there = two
+    there.close(discard=True)
+    start = time.monotonic()
+    with pytest.raises(ProtocolError, match="has gone"):
+        here.receive(10)
+    with pytest.raises(ProtocolError, match="has gone"):
+        here.tell({"a": 1})
+    assert time.monotonic() - start < 2
+
+
+def test_a_peer_that_is_lost_while_it_is_sent_to_is_noticed(two):
+    here, there = two
+    here.send(bytes(30_000_000))
+    here.flush()
+    there.close(discard=True)
+    with pytest.raises(ProtocolError, match="has gone"):
+        here.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_our_own_while_sending_hangs_nobody(two, monkeypatch):
+    here, _ = two
+    monkeypatch.setattr(here._transport, "write", lambda *_: 1 // 0)
+    here.send(b"x")
+    with pytest.raises(ProtocolError, match="Sending has ended"):
+        here.close()
+
+
+@pytest.mark.parametrize("begin", [b"", frame(b"0123456789")[:5], frame(b"0123456789")[:-1]])
+def test_silence_ends_in_time(begin):
+    mine, peer = socket.socketpair()
+    with peer, Link(mine, timeout_s=0.3) as link:
+        peer.sendall(begin)
+        start = time.monotonic()
+        with pytest.raises(ProtocolError, match="silent or too slow"):
+            link.receive(10)
+        assert 0.25 < time.monotonic() - start < 4
+
+
+def test_a_trickle_does_not_renew_the_time():
+    """A byte every now and then is no reason to wait for ever."""
+    mine, peer = socket.socketpair()
+    stop = threading.Event()
+
+    def trickle():
+        for byte in frame(bytes(200)):
+            if stop.wait(0.05):
+                return
+            peer.sendall(bytes([byte]))
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    with peer, Link(mine, timeout_s=0.5) as link:
+        start = time.monotonic()
+        with pytest.raises(ProtocolError, match="silent or too slow"):
+            link.receive(200)
+        assert time.monotonic() - start < 5
+        stop.set()
+        thread.join()
+
+
+def test_the_time_allowed_grows_with_the_size():
+    mine, peer = socket.socketpair()
+    with peer, Link(mine, timeout_s=0.2, slowest_rate=1000) as link:
+        late = threading.Timer(0.6, peer.sendall, [frame(bytes(1000))])
+        late.start()
+        assert len(link.receive(1000)) == 1000
+        late.join()
+
+
+def test_a_peer_that_does_not_read_is_noticed():
+    mine, peer = socket.socketpair()
+    with peer:
+        link = Link(mine, timeout_s=0.3, slowest_rate=1e9)
+        link.send(bytes(30_000_000))
+        start = time.monotonic()
+        with pytest.raises(ProtocolError, match="silent or too slow"):
+            link.close()
+        assert time.monotonic() - start < 5
+
+
+def test_more_than_was_asked_for_is_refused_before_it_is_read():
+    stream = frame(bytes(1000))
+    with pytest.raises(MessageError, match=r"Got: 1000 bytes\. Expected: 10 and at most 900 more"):
+        feed(stream, lambda link: link.receive(10), slack=900)
+    assert feed(stream, lambda link: bytes(link.receive(10)), slack=990) == bytes(10)
+
+
+def test_what_nobody_asked_for_is_noticed_at_the_end(two):
+    here, there = two
+    here.send(b"four")
+    here.flush()
+    there.receive(3)
+    with pytest.raises(MessageError, match="1 bytes"):
+        there.close()
+
+
+def test_an_announced_length_sets_nothing_aside():
+    """A header may announce a lot; what is not accepted costs nothing, what is costs what was asked for."""
+    large = 60_000_000
+    header = write_header(Kind.DATA, 0, memoryview(bytes(large)), checked=False)
+
+    def peak(**limits):
+        tracemalloc.start()
+        with suppress(FederationError):
+            feed(header, lambda link: link.receive(1000), timeout_s=0.5, **limits)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(slack=0) < 300_000
+    assert large < peak(slack=large) < large + 300_000  # where it is allowed, and to show that it would be seen
+
+
+def test_bad_limits_are_refused(two):
+    mine, peer = socket.socketpair()
+    with mine, peer, pytest.raises(ConfigError):
+        Link(mine, timeout_s=0)
+    with pytest.raises(ConfigError):
+        two[0].receive(-1)
+
+
+STREAM = b"".join(frame(part, at) for at, part in enumerate(PARTS))
+CUTS = [0, *np.cumsum([HEADER_BYTES + len(part) for part in PARTS]).tolist()]
+FRAMES = [STREAM[a:b] for a, b in pairwise(CUTS)]
+
+places = st.integers(0, len(STREAM) - 1)
+changed = st.one_of(
+    st.tuples(places, st.integers(1, 255)).map(
+        lambda m: STREAM[: m[0]] + bytes([STREAM[m[0]] ^ m[1]]) + STREAM[m[0] + 1 :]
+    ),
+    places.map(lambda at: STREAM[:at]),
+    st.tuples(places, st.binary(min_size=1, max_size=60)).map(lambda m: STREAM[: m[0]] + m[1] + STREAM[m[0] :]),
+    st.tuples(places, st.integers(1, 60)).map(lambda m: STREAM[: m[0]] + STREAM[m[0] + m[1] :]),
+    st.lists(st.sampled_from(FRAMES), max_size=6).map(b"".join),
+    st.binary(max_size=400),
+)
+
+
+def read_all(link, sizes):
+    return b"".join(bytes(link.receive(size)) for size in sizes)
+
+
+def outcome(stream, sizes):
+    """The content or the error, in bounded time and memory."""
+    tracemalloc.start()
+    start = time.monotonic()
+    try:
+        return feed(stream, lambda link: read_all(link, sizes))
+    except FederationError as error:
+        return error
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert time.monotonic() - start < TIMEOUT
+        assert peak < 500_000
+
+
+@given(changed, st.sampled_from([[len(part) for part in PARTS], [len(WHOLE)], [1, 2, 30, 255, 1]]))
+@settings(max_examples=300, deadline=None)
+def test_any_change_of_a_stream_gives_an_error_or_the_same_content(stream, sizes):
+    got = outcome(stream, sizes)
+    if isinstance(got, bytes):
+        assert got == WHOLE
+    elif stream in {STREAM[:cut] for cut in CUTS}:
+        assert isinstance(got, ProtocolError)  # the end between two frames: the other party has gone
+        assert "has gone" in str(got)
+    else:
+        assert isinstance(got, MessageError)
+
+
+@given(st.integers(0, 2), st.integers(0, 4), st.integers(0, 5), st.binary(min_size=1, max_size=300))
+@settings(max_examples=100, deadline=None)
+def test_a_whole_frame_counts_only_in_its_place(place, kind, sequence, payload):
+    head = FRAMES[:place]
+    got = outcome(b"".join(head) + frame(payload, sequence, kind), [sum(map(len, PARTS[:place])) + len(payload)])
+    if sequence == place and kind == Kind.DATA:
+        assert got == b"".join(PARTS[:place]) + payload
+    elif sequence == place and kind == Kind.CONTROL:
+        assert isinstance(got, ProtocolError)
+        assert "another kind" in str(got)
+    else:
+        assert isinstance(got, MessageError)
+
+
+def test_without_checks_a_change_would_pass():
+    """The defence removed: a frame whose check was made after the change is taken as it is."""
+    other = bytes(reversed(WHOLE))
+    assert outcome(frame(other), [len(WHOLE)]) == other

@@ -1,0 +1,107 @@
+"""Programs travel as JSON and come back the same; anything else is refused before it is evaluated."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medveil.encrypted.program import Input, Linear, MaxPool, Narrow, Program, Relu, Reshape, SumPool
+from medveil.encrypted.serial import MAX_BYTES, from_json, program_hash, to_json
+from medveil.errors import MessageError
+
+PROGRAM = Program(
+    (
+        Input("x", (), (1, 8, 8), 16, False, 1.0),
+        Linear("c", ("x",), (4, 8, 8), 32, False, 9.0, "conv2d", (4, 1, 3, 3), (1, 1), (1, 1), (1, 1), (0, 0)),
+        Narrow("n", ("c",), (4, 8, 8), 18, True, 9.0, 14),
+        MaxPool("p", ("n",), (4, 4, 4), 18, True, 9.0, (3, 3), (2, 2), (1, 1)),
+        Relu("r", ("p",), (4, 4, 4), 16, False, 9.0, 2, 2**22),
+        SumPool("s", ("r",), (4, 1, 1), 20, False, 9.0, (4, 4)),
+        Reshape("f", ("s",), (4,), 20, False, 9.0),
+        Linear("l", ("f",), (2,), 36, False, 40.0, "linear", (2, 4)),
+    ),
+    factor=1.0,
+    error=0.01,
+    task="classification",
+    names=("no", "yes"),
+)
+
+
+def test_it_comes_back_the_same():
+    assert from_json(to_json(PROGRAM)) == PROGRAM
+    assert program_hash(from_json(to_json(PROGRAM))) == program_hash(PROGRAM)
+
+
+def changed(path, value):
+    content = json.loads(to_json(PROGRAM))
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    if value is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return json.dumps(content).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["version"], 2),
+        (["operations"], []),
+        (["names"], "no"),
+        (["task"], "generation"),
+        (["error"], 1e400),
+        (["extra"], 1),
+        (["operations", 1, "operation"], "Sigmoid"),
+        (["operations", 1, "kind"], "conv7d"),
+        (["operations", 1, "stride"], [1]),
+        (["operations", 1, "stride"], [0, 0]),
+        (["operations", 1, "groups"], 3),
+        (["operations", 1, "groups"], True),
+        (["operations", 1, "weight_shape"], [4, 2, 3, 3]),
+        (["operations", 1, "weight_shape"], [4, 1, -3, 3]),
+        (["operations", 1, "shape"], [4, 8, 9]),
+        (["operations", 1, "inputs"], ["later"]),
+        (["operations", 1, "inputs"], []),
+        (["operations", 1, "name"], "x"),
+        (["operations", 1, "padding"], ...),
+        (["operations", 2, "drop"], 17),
+        (["operations", 2, "drop"], -1),
+        (["operations", 3, "kernel"], [0, 3]),
+        (["operations", 3, "padding"], [3, 3]),
+        (["operations", 3, "narrow"], False),
+        (["operations", 4, "drop"], 5),
+        (["operations", 4, "limit"], "high"),
+        (["operations", 4, "inputs"], ["c"]),
+        (["operations", 5, "kernel"], [0, 4]),
+        (["operations", 6, "shape"], [5]),
+        (["operations", 0, "shape"], [2**20, 2**20, 2**20]),
+        (["operations", 0, "shape"], []),
+    ],
+)
+def test_what_does_not_fit_is_refused(path, value):
+    with pytest.raises(MessageError):
+        from_json(changed(path, value))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_change_of_bytes_is_refused_or_still_a_program(data):
+    content = bytearray(to_json(PROGRAM))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.sampled_from([len(content), len(content) // 2]))
+    try:
+        found = from_json(bytes(content[:cut]))
+    except MessageError:
+        return
+    assert from_json(to_json(found)) == found
+
+
+def test_it_is_not_read_beyond_its_limit():
+    with pytest.raises(MessageError, match="at most"):
+        from_json(b" " * (MAX_BYTES + 1))
+    with pytest.raises(MessageError):
+        from_json(b"[" * 100_000)
