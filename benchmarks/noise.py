@@ -3,8 +3,6 @@
 OMP_NUM_THREADS=1 python benchmarks/noise.py
 """
 
-import time
-
 import numpy as np
 import torch
 from opacus.optimizers.optimizer import _generate_noise
@@ -13,29 +11,12 @@ from medveil.dp.clipping import FlatClipping, clip_and_sum
 from medveil.dp.noise import NoiseMechanism, rounded_gaussian
 from medveil.dp.sampling import PoissonSampler
 from medveil.rng import SecureRandom
+from side_by_side import table
 
 DIMENSION = 270_000
 UNITS = 64
 # About the tensors of a ResNet-20: most small, some of 37 thousand values.
 SHAPES = [(16, 16, 3, 3)] * 7 + [(32, 32, 3, 3)] * 6 + [(64, 64, 3, 3)] * 5 + [(64,)] * 12
-
-
-def table(title, peer, functions, rounds=40):
-    """Call each in turn, round after round, and print the fastest and the median, with ratios to ``peer``'s.
-
-    Turns spread other work on the machine over all of them; the ratios hold, the times do not.
-    """
-    taken = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            begun = time.perf_counter()
-            function()
-            taken[name].append(1e3 * (time.perf_counter() - begun))
-    fastest, median = ({name: pick(times) for name, times in taken.items()} for pick in (min, np.median))
-    print(f"{title:55s} fastest    ratio    median    ratio")
-    for name in functions:
-        shown = "".join(f"{each[name]:7.2f} ms {each[name] / each[peer]:6.2f} x" for each in (fastest, median))
-        print(f"  {name:50s} {shown}")
 
 
 def clipped_in_float32(gradients, total):

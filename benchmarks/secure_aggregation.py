@@ -19,29 +19,13 @@ from medveil.rng import SecureRandom
 from medveil.secagg.encoding import FixedPoint, choose_bits, to_ring
 from medveil.secagg.ring import add_mask
 from medveil.secagg.shamir import combine, combine_many, split_many
+from side_by_side import table
 
 DIMENSIONS = (60_000, 270_000, 1_000_000)
 SITES = 10
+ROUNDS = 15
 # A clipped total of 64 units, in steps of the noise mechanism's grid.
 UNITS = 64
-
-
-def table(title, peer, functions, rounds=15):
-    """Call each in turn, round after round, and print the fastest and the median, with ratios to ``peer``'s.
-
-    Turns spread other work on the machine over all of them; the ratios hold, the times do not.
-    """
-    taken = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            begun = time.perf_counter()
-            function()
-            taken[name].append(1e3 * (time.perf_counter() - begun))
-    fastest, median = ({name: pick(times) for name, times in taken.items()} for pick in (min, np.median))
-    print(f"{title:55s} fastest     ratio    median     ratio")
-    for name in functions:
-        shown = "".join(f"{each[name]:8.2f} ms {each[name] / each[peer]:7.2f} x" for each in (fastest, median))
-        print(f"  {name:50s} {shown}")
 
 
 def add_masks(vector, keys):
@@ -103,7 +87,7 @@ def site_steps(peer):
         }
         if peer:
             functions["Flower: quantise + masks"] = lambda total=total, keys=keys: flower_step(peer, total, keys)
-        table(f"A site's step, {dimension} parameters, {SITES} sites", whole, functions)
+        table(f"A site's step, {dimension} parameters, {SITES} sites", whole, functions, rounds=ROUNDS)
     print()
 
 
@@ -114,7 +98,7 @@ def masks_by_sites():
             f"{sites} sites": lambda sites=sites, vector=vector, keys=keys: add_masks(vector, keys[:sites])
             for sites in (2, 5, 10, 50)
         }
-        table(f"A site's masks of 32 bits, {dimension} parameters", "10 sites", functions)
+        table(f"A site's masks of 32 bits, {dimension} parameters", "10 sites", functions, rounds=ROUNDS)
     print()
 
 
@@ -140,6 +124,7 @@ def server_sums():
                 "plain NumPy sum, float32": lambda rows=single: add(rows),
                 "plain NumPy sum, float64": lambda rows=double: add(rows),
             },
+            rounds=ROUNDS,
         )
     print()
 

@@ -60,16 +60,10 @@ class Attack:
 
 
 @dataclass(frozen=True, eq=False)
-class Tampered:
-    """A site's work whose change is multiplied by ``factor``; data, validation and size stay what they are.
-
-    Args:
-        work: that the site would do.
-        factor: of the change, or of the clipped and noisy sum in a distributed plan.
-    """
+class _Wrapped:
+    """A site's work with another training; data, validation and size stay what they are."""
 
     work: Work
-    factor: float
 
     @property
     def num_examples(self) -> int | None:
@@ -80,6 +74,22 @@ class Tampered:
     def num_validation(self) -> int:
         """As the site has it."""
         return self.work.num_validation
+
+    def validate(self, weights: Floats, buffers: Floats) -> dict[str, float | None]:
+        """As the site does it."""
+        return self.work.validate(weights, buffers)
+
+
+@dataclass(frozen=True, eq=False)
+class Tampered(_Wrapped):
+    """A site's work whose change is multiplied by ``factor``; data, validation and size stay what they are.
+
+    Args:
+        work: that the site would do.
+        factor: of the change, or of the clipped and noisy sum in a distributed plan.
+    """
+
+    factor: float
 
     def train(self, round_number: int, weights: Floats, buffers: Floats) -> LocalResult:
         """The site's result with its change multiplied; running statistics are left alone."""
@@ -90,13 +100,9 @@ class Tampered:
         values = moved if local.form == "mean" else weights.astype(np.float64) + moved
         return replace(local, values=values.astype(np.float32))
 
-    def validate(self, weights: Floats, buffers: Floats) -> dict[str, float | None]:
-        """As the site does it."""
-        return self.work.validate(weights, buffers)
-
 
 @dataclass(frozen=True, eq=False)
-class Watched:
+class Watched(_Wrapped):
     """A site's work whose change is measured on its way.
 
     Args:
@@ -104,28 +110,13 @@ class Watched:
         tell: called with the L2 norm of every change.
     """
 
-    work: Work
     tell: Callable[[float], None]
-
-    @property
-    def num_examples(self) -> int | None:
-        """As the site has it."""
-        return self.work.num_examples
-
-    @property
-    def num_validation(self) -> int:
-        """As the site has it."""
-        return self.work.num_validation
 
     def train(self, round_number: int, weights: Floats, buffers: Floats) -> LocalResult:
         """The site's own result."""
         local = self.work.train(round_number, weights, buffers)
         self.tell(float(np.linalg.norm(change(local, weights))))
         return local
-
-    def validate(self, weights: Floats, buffers: Floats) -> dict[str, float | None]:
-        """As the site does it."""
-        return self.work.validate(weights, buffers)
 
 
 @dataclass(frozen=True)
