@@ -67,7 +67,7 @@ class Parties:
         thread.join()
         for link in links:
             link.close()
-        return decode(result, self.program, self.back)
+        return decode(result, self.back)
 
 
 def main():

@@ -70,8 +70,15 @@ def dealer(folder: Path, vendors: str, hospitals: str, times: int | None, **opti
 @click.option("--listen", required=True, metavar="HOST:PORT", help="Where hospitals connect; port 0 takes a free one.")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Diagnoses to have dealt.")
 @click.option("--times", type=click.IntRange(min=1), help="Sessions to serve; without end by default.")
+@click.option(
+    "--reveal-bits",
+    type=click.IntRange(0, 16),
+    default=16,
+    show_default=True,
+    help="Fraction bits of the logits that a hospital learns.",
+)
 @_identity
-def vendor(run: Path, store: Path, dealer: str, listen: str, count: int, times: int | None, **options: Any) -> None:
+def vendor(run: Path, store: Path, dealer: str, listen: str, **options: Any) -> None:
     """Serve the model of a finished run.
 
     \b
@@ -88,9 +95,10 @@ def vendor(run: Path, store: Path, dealer: str, listen: str, count: int, times: 
         store,
         dealer=address(dealer),
         at=address(listen),
-        count=count,
-        times=times,
+        count=options["count"],
+        times=options["times"],
         say=_say,
+        reveal_bits=options["reveal_bits"],
     )
 
 

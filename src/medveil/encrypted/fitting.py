@@ -31,6 +31,8 @@ from medveil.errors import MessageError
 # Of all results of one image together: what a party must be able to hold.
 _MOST_NUMBERS = 1 << 28
 _MOST_DROPPED = 4
+# So that a revealed number keeps eight bits at least.
+MOST_HIDDEN = WIDE_BITS - 8
 
 
 def refused(got: str, expected: str = "a program that this version of medveil can evaluate") -> MessageError:
@@ -64,8 +66,8 @@ def check(program: Program) -> None:
         if shape != one.shape:
             raise refused(f"{one.name}: shape {one.shape}", f"shape {shape}")
         known[one.name] = one
-    if not known or program.output.narrow:
-        raise refused("no result in the wide ring")
+    if not known or program.output.narrow or not 0 <= program.hidden <= MOST_HIDDEN:
+        raise refused("no result in the wide ring, or bits to reveal that it does not have")
 
 
 def _rings_fit(one: Operation, narrow: list[bool]) -> bool:

@@ -97,7 +97,7 @@ class Hospital:
 
     def diagnose(
         self, images: NDArray[np.int64], store: Path, *, journals: Path | None = None
-    ) -> tuple[NDArray[np.int64], Measured]:
+    ) -> tuple[NDArray[np.float64], Measured]:
         """One evaluation.
 
         Args:
@@ -106,7 +106,7 @@ class Hospital:
             journals: as of :class:`~medveil.encrypted.stores.store.Store`.
 
         Returns:
-            What is revealed, shape (N, *output shape), fixed point at the program's output scale; what it took.
+            What is revealed, shape (N, *output shape); what it took.
 
         Raises:
             ImageError: of another shape or out of range, before anything is sent; or driven out of range inside.

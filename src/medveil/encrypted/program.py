@@ -20,7 +20,6 @@ NARROW_LIMIT = 2**30
 
 Shape = tuple[int, ...]
 LinearKind = Literal["linear", "conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d"]
-Reveal = Literal["logits", "rounded", "top1"]
 
 
 @dataclass(frozen=True)
@@ -164,13 +163,15 @@ class Program:
     Args:
         operations: the first is the :class:`Input`; the last one's result is what is revealed.
         factor: what a revealed number, after its scale, is multiplied with.
-        error: bound on the absolute error of a revealed number, from the rounding of weights and values.
+        reveal: fraction bits of the result that the hospital learns; the rest never leaves the vendor's half.
+        error: bound on the absolute error of a revealed number, from the rounding of weights, values and the result.
         task: what the result means.
         names: of the classes.
     """
 
     operations: tuple[Operation, ...]
     factor: float
+    reveal: int
     error: float
     task: Literal["classification", "segmentation"]
     names: tuple[str, ...]
@@ -184,6 +185,11 @@ class Program:
     def output(self) -> Operation:
         """What is revealed."""
         return self.operations[-1]
+
+    @property
+    def hidden(self) -> int:
+        """Lowest bits of the result that are not revealed."""
+        return self.output.scale - self.reveal
 
     def linears(self) -> tuple[Linear, ...]:
         """Layers that have weights."""

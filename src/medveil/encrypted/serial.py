@@ -40,7 +40,7 @@ def to_json(program: Program) -> bytes:
             {"operation": type(one).__name__, **{field.name: getattr(one, field.name) for field in fields(one)}}
             for one in program.operations
         ],
-        **{name: getattr(program, name) for name in ("factor", "error", "task", "names")},
+        **{name: getattr(program, name) for name in ("factor", "reveal", "error", "task", "names")},
     }
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 

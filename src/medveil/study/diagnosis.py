@@ -47,7 +47,7 @@ class Description(Config):
         model: architecture, without weights.
         clear: whether the hospital computes fixed features, or an interpolation, in the clear.
         threshold: of class 1 for two classes; the run fixed it.
-        reveal: what the hospital learns.
+        reveal_bits: fraction bits of every logit that the hospital learns.
     """
 
     name: str = Field(max_length=200)
@@ -59,7 +59,7 @@ class Description(Config):
     model: ModelConfig
     clear: bool
     threshold: float | None = None
-    reveal: Literal["logits"] = "logits"
+    reveal_bits: int = Field(ge=0)
 
     def parts(self) -> tuple[nn.Module | None, nn.Module | None]:
         """What the hospital computes in the clear: fixed features before, an interpolation behind. No weights."""
@@ -85,8 +85,12 @@ class Served:
     module: nn.Module
 
 
-def serve_run(run: Path) -> Served:
+def serve_run(run: Path, *, reveal_bits: int = 16) -> Served:
     """Compile the model of a finished run.
+
+    Args:
+        run: its folder.
+        reveal_bits: fraction bits of the logits that a hospital learns.
 
     Raises:
         RunError: not a finished run.
@@ -103,7 +107,7 @@ def serve_run(run: Path) -> Served:
     scale = input_scale(plan.data.preprocess)
     low, high = (-_ZSCORE, _ZSCORE) if plan.data.preprocess.intensity == "zscore" else (0.0, 1.0)
     limits = ((low - scale.shift) / scale.scale, (high - scale.shift) / scale.scale)
-    compiled = compile_network(module.eval(), shape, limits, task=plan.task, names=names)
+    compiled = compile_network(module.eval(), shape, limits, task=plan.task, names=names, reveal_bits=reveal_bits)
     description = Description(
         name=content["name"],
         task=plan.task,
@@ -112,6 +116,7 @@ def serve_run(run: Path) -> Served:
         input_range=limits,
         preprocess=plan.data.preprocess,
         model=plan.model,
+        reveal_bits=compiled.program.reveal,
         clear=compiled.front is not None or compiled.back is not None,
         threshold=stored_threshold(content).value if plan.task == "classification" else None,
     )
@@ -187,9 +192,9 @@ def encode(images: torch.Tensor, program: Program, front: nn.Module | None) -> N
     return np.rint(values.double().numpy() * 2.0**program.input.scale).astype(np.int64)
 
 
-def decode(result: NDArray[np.int64], program: Program, back: nn.Module | None) -> torch.Tensor:
-    """Logits, float64."""
-    logits = torch.from_numpy(result / 2.0**program.output.scale * program.factor)
+def decode(result: NDArray[np.float64], back: nn.Module | None) -> torch.Tensor:
+    """Logits, float64, from what was revealed."""
+    logits = torch.from_numpy(result)
     with torch.no_grad():
         return logits if back is None else back.double()(logits)
 
@@ -217,7 +222,7 @@ def leakage(description: Description, shape: Sequence[int]) -> dict[str, Any]:
     return {
         "adversary": "semi-honest: all parties follow the protocol",
         "hospital_learns": [
-            f"{description.reveal}, shape {list(shape)}",
+            f"logits to {description.reveal_bits} fraction bits, shape {list(shape)}",
             "the architecture, shapes and ranges of the model",
         ],
         "vendor_learns": ["that an evaluation took place, and when", "whether the image went beyond a limit"],

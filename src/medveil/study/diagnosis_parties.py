@@ -60,7 +60,16 @@ def _serve(listener: Listener, act: Callable[[Any], object], say: Say) -> None:
 
 
 def run_vendor(
-    identity: Identity, run: Path, store: Path, *, dealer: Address, at: Address, count: int, times: int | None, say: Say
+    identity: Identity,
+    run: Path,
+    store: Path,
+    *,
+    dealer: Address,
+    at: Address,
+    count: int,
+    times: int | None,
+    say: Say,
+    reveal_bits: int = 16,
 ) -> None:
     """Serve the model of a run; correlations are fetched from the dealer first where there is no store.
 
@@ -73,8 +82,9 @@ def run_vendor(
         count: evaluations to have dealt.
         times: sessions to serve; None serves without end.
         say: told the port, and every failure.
+        reveal_bits: fraction bits of the logits that a hospital learns.
     """
-    served = serve_run(run)
+    served = serve_run(run, reveal_bits=reveal_bits)
     program = served.compiled.program
     if not store.exists():
         with connect(dealer, identity, role="dealer", timeout_s=600.0) as link:
@@ -128,7 +138,7 @@ def diagnose(
         program = session.program()
         result, measured = session.diagnose(encode(images, program, front), store)
         session.end()
-    logits = decode(result, program, back)
+    logits = decode(result, back)
     return {
         **answer(logits, description),
         "exact": logits[0].tolist(),

@@ -19,7 +19,7 @@ from medveil.encrypted.protocol.deal import (
     weight_masks,
 )
 from medveil.encrypted.protocol.evaluate import hospital, vendor
-from medveil.encrypted.protocol.ring import Stream
+from medveil.encrypted.protocol.ring import Stream, wide_from
 from medveil.errors import ImageError, ModelError
 from medveil.models.registry import ModelConfig, build
 
@@ -78,7 +78,7 @@ class Parties:
             lambda link: hospital(halves[0], link, encoded, os.urandom(32)),
             lambda link: vendor(halves[1], link, self.compiled.weights),
         )
-        return result / 2.0**self.program.output.scale * self.program.factor, ends
+        return result, ends
 
 
 def images_of(parties, count, seed=0):
@@ -177,6 +177,22 @@ def test_an_image_that_goes_beyond_a_limit_is_refused_and_never_silently_wrong(r
         parties.evaluate(images_of(parties, 1))
     parties = Parties("cnn", run_both, activation_limit=8.0)
     parties.evaluate(images_of(parties, 1))
+
+
+@pytest.mark.parametrize("bits", [0, 3, 16])
+def test_bits_that_are_not_revealed_do_not_leave_the_vendor(run_both, bits):
+    parties = Parties("cnn", run_both, reveal_bits=bits)
+    images = images_of(parties, 60)
+    found, ends = parties.evaluate(images)
+    with torch.no_grad():
+        wanted = parties.network.double()(images.double()).numpy()
+    error = (found - wanted) * 2.0**bits
+    assert np.abs(error).max() <= 1 + 2.0**bits * 1e-3
+    assert abs(error.mean()) < 0.2 + 2.0**bits * 1e-3  # 180 numbers with a deviation below 1/2
+    assert ((found * 2.0**bits) % 1 == 0).all()
+    last = wide_from(ends[1].sent[-1], found.size)
+    assert int(last.max()) < 2 ** (48 - parties.program.hidden)
+    assert int(last.max()) > 2 ** (47 - parties.program.hidden)
 
 
 def test_masked_weights_of_another_length_are_refused(run_both):

@@ -24,11 +24,13 @@ from medveil.encrypted.compiler.fronts import feature_range
 from medveil.encrypted.compiler.graph import Step
 from medveil.encrypted.compiler.lower import Lowering
 from medveil.encrypted.compiler.trace import Traced, trace
-from medveil.encrypted.program import Operation, Program, Shape, Weights
+from medveil.encrypted.program import FRACTION_BITS, Operation, Program, Shape, Weights
 from medveil.errors import ConfigError, ModelError, UnsupportedLayer
 
 _TOLERANCE: Final = 1e-6
 _COARSE: Final = 4
+# The carry that two halves lack is a coin of chance y and 1 - y: a variance of 1/6 on average over y.
+_ROUNDING: Final = 6
 # Values of trained networks that were seen: up to 2 (classifiers) and up to 135 (a U-Net).
 LIMITS: Final = tuple(2.0**power for power in range(10, 2, -1))
 _INTERPOLATIONS: Final = {2: "bilinear", 3: "trilinear"}
@@ -101,6 +103,7 @@ def compile(  # noqa: A001 - the field's word, and the name in the interface
     task: Literal["classification", "segmentation"] = "classification",
     names: Sequence[str] = (),
     activation_limit: float | None = None,
+    reveal_bits: int = 16,
 ) -> Compiled:
     """Compile a trained network.
 
@@ -113,6 +116,8 @@ def compile(  # noqa: A001 - the field's word, and the name in the interface
         activation_limit: > 0. Where values before a ReLU might exceed it, that is checked at run time, and an image
             for which it happens is refused; bounds of later layers rest on it. None takes the largest power of two
             from 1024 down to 8 with which every layer fits.
+        reveal_bits: fraction bits of the result that the hospital learns, 0 to 16: fewer tell less of the model, and
+            cost nothing. Asked for the same image again and again, the rounding averages out.
 
     Returns:
         Program, weights, and what the hospital does in the clear.
@@ -133,7 +138,7 @@ def compile(  # noqa: A001 - the field's word, and the name in the interface
     {'Input': 1, 'Linear': 1, 'Reshape': 1}
     """
     limits = LIMITS if activation_limit is None else (activation_limit,)
-    _check_arguments(input_shape, input_range, limits[-1])
+    _check_arguments(input_shape, input_range, limits[-1], reveal_bits)
     traced = trace(module, input_shape)
     steps, output = simplify(traced.steps, traced.output)
     _check_answer(traced, steps[output].shape, task, names)
@@ -142,10 +147,12 @@ def compile(  # noqa: A001 - the field's word, and the name in the interface
         given = _input_range(traced, input_shape, input_range, probes)
         lowering, (revealed, factor, held) = _lowered(steps, output, given, limits)
         _check_probes(traced, probes, held.probes * factor)
+    bits = min(reveal_bits, revealed.scale)
     program = Program(
         operations=tuple(lowering.rings.operations),
         factor=factor,
-        error=held.error.max().item() * factor,
+        reveal=bits,
+        error=(held.error.max().item() + 2.0**-bits) * factor,
         task=task,
         names=tuple(names),
     )
@@ -157,7 +164,7 @@ def compile(  # noqa: A001 - the field's word, and the name in the interface
         back=traced.back,
         input_shape=tuple(input_shape),
         input_range=input_range,
-        error_rms=math.sqrt(held.variance.mean().item()) * factor,
+        error_rms=math.sqrt(held.variance.mean().item() + 4.0**-bits / _ROUNDING) * factor,
     )
 
 
@@ -221,8 +228,12 @@ def _check_probes(traced: Traced, probes: Tensor, answers: Tensor) -> None:
         )
 
 
-def _check_arguments(input_shape: Shape, input_range: tuple[float, float], activation_limit: float) -> None:
+def _check_arguments(
+    input_shape: Shape, input_range: tuple[float, float], activation_limit: float, reveal_bits: int
+) -> None:
     low, high = input_range
+    if not 0 <= reveal_bits <= FRACTION_BITS:
+        raise ConfigError("So many bits cannot be revealed", got=reveal_bits, expected=f"0 to {FRACTION_BITS}")
     if not input_shape or min(input_shape) < 1:
         raise ConfigError("The shape of the images is empty", got=input_shape, expected="(channels, *spatial)")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):

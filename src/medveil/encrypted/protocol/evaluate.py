@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from medveil.encrypted.program import Linear, MaxPool, Operation, Relu, Rescale, Weights
+from medveil.encrypted.program import WIDE_BITS, Linear, MaxPool, Operation, Program, Relu, Rescale, Weights
 from medveil.encrypted.protocol.activation import Link, Party, larger, parities, relu, rescale
 from medveil.encrypted.protocol.deal import Half
 from medveil.encrypted.protocol.linear import apply, spread
@@ -16,7 +16,7 @@ from medveil.errors import ImageError
 _PARITY_BYTES = 8
 
 
-def hospital(half: Half, link: Link, images: NDArray[np.int64], coins: bytes) -> NDArray[np.int64]:
+def hospital(half: Half, link: Link, images: NDArray[np.int64], coins: bytes) -> NDArray[np.float64]:
     """The hospital's side.
 
     Args:
@@ -26,7 +26,8 @@ def hospital(half: Half, link: Link, images: NDArray[np.int64], coins: bytes) ->
         coins: 32 fresh random bytes, for the check of the limits.
 
     Returns:
-        The result, shape (N, *output shape), at the program's output scale.
+        What is revealed, shape (N, *output shape): within one unit of the last revealed bit of the result, on average
+        the result itself.
 
     Raises:
         ImageError: some value inside the network reached a limit: the result would be wrong, and is thrown away.
@@ -54,7 +55,7 @@ def hospital(half: Half, link: Link, images: NDArray[np.int64], coins: bytes) ->
             expected="values below the limit that the program states",
             remedy="ask the vendor to compile the model with a larger activation_limit",
         )
-    return signed(found + share)
+    return _revealed(half.program, share, found)
 
 
 def vendor(half: Half, link: Link, weights: Weights) -> None:
@@ -84,7 +85,20 @@ def vendor(half: Half, link: Link, weights: Weights) -> None:
     if party.flags:
         coins = bytes(link.receive(SEED_BYTES))
         parity = parities(party.flags, Stream(coins, "parities")).tobytes()
-    link.send(wide_bytes(share.ravel()) + parity)
+    link.send(wide_bytes(_shown(half.program, share).ravel()) + parity)
+
+
+def _shown(program: Program, share: Values) -> Values:
+    """A half without its lowest bits: exact to one unit in a ring that is smaller by as many bits."""
+    shown: Values = (share & np.uint64(2**WIDE_BITS - 1)) >> np.uint64(program.hidden)
+    return shown
+
+
+def _revealed(program: Program, ours: Values, theirs: Values) -> NDArray[np.float64]:
+    """Both halves together; what the two carries lack is one unit on average."""
+    total = signed((_shown(program, ours) + theirs) << np.uint64(program.hidden)) >> np.int64(program.hidden)
+    centre = 1 if program.hidden else 0
+    return (total + centre) / 2.0**program.reveal * program.factor
 
 
 def _walk(half: Half, party: Party, start: Values, linear: Callable[[Linear, Values], Values]) -> Values:
