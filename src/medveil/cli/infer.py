@@ -136,7 +136,8 @@ def hospital(
         assert dealer is not None
         content = prepare_hospital(_known(options), store, vendor=address(vendor), dealer=address(dealer))
     else:
-        content = diagnose(_known(options), store, image, vendor=address(vendor), position=position)
+        note = Watcher(quiet=False).note
+        content = diagnose(_known(options), store, image, vendor=address(vendor), position=position, note=note)
     _print(content, as_json=options["as_json"])
 
 

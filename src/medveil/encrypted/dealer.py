@@ -1,6 +1,7 @@
 """The dealer, and how the other two fetch what it deals, over links that are already secured."""
 
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,10 @@ from medveil.errors import ProtocolError
 MOST_IMAGES = 4096
 _MOST_DEALT = 1 << 20
 _PIECE = 1 << 20
+_RUN_DIGITS = 32
+_RUN = re.compile(f"[0-9a-f]{{{_RUN_DIGITS}}}")
+# Numbers of one evaluation together, over all its images.
+_MOST_NUMBERS = 1 << 30
 SEED_FILE = "weights.seed"
 
 
@@ -52,6 +57,8 @@ class Dealer:
                 expected=f"at most {_MOST_DEALT} of at most {MOST_IMAGES}",
             )
         program = from_json(link.receive(size))
+        if images * sum(operation.size for operation in program.operations) > _MOST_NUMBERS:
+            raise ProtocolError("So many images together are too large", got=images, remedy="ask for fewer at a time")
         run, seed = secrets.token_hex(16), os.urandom(SEED_BYTES)
         masks = weight_masks(program, seed)
         link.tell({"run": run, "program": program_hash(program)})
@@ -80,8 +87,8 @@ class Dealer:
         """
         asked = link.hear(("want", "run"))
         run = str(asked["run"])
-        folder = self._folder / run
-        if asked["want"] != "seeds" or not run.isalnum() or not folder.is_dir():
+        folder = self._folder / run[:_RUN_DIGITS]
+        if asked["want"] != "seeds" or not _RUN.fullmatch(run) or not folder.is_dir():
             raise ProtocolError(
                 "A hospital asks for correlations that the dealer does not hold",
                 expected="a run that was dealt and not fetched yet",

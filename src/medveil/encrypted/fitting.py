@@ -8,6 +8,7 @@ import torch
 from medveil.encrypted.program import (
     FRACTION_BITS,
     NARROW_BITS,
+    NARROW_LIMIT,
     WIDE_BITS,
     Add,
     Concat,
@@ -31,6 +32,7 @@ from medveil.errors import MessageError
 # Of all results of one image together: what a party must be able to hold.
 _MOST_NUMBERS = 1 << 28
 _MOST_DROPPED = 4
+LARGEST_SCALE = 64
 # So that a revealed number keeps eight bits at least.
 MOST_HIDDEN = WIDE_BITS - 8
 
@@ -53,10 +55,12 @@ def check(program: Program) -> None:
             raise refused("an input in the middle, or a name twice")
         if not all(name in known for name in one.inputs) or (not one.inputs) != (place == 0):
             raise refused("an operation without its inputs")
-        numbers += one.size
+        numbers += one.size + (prod(one.weight_shape) if isinstance(one, Linear) else 0)
         if not one.shape or min(one.shape) < 1 or numbers > _MOST_NUMBERS:
             raise refused("an empty shape, or results that are too large")
         given = [known[name] for name in one.inputs]
+        if not _numbers_fit(one):
+            raise refused(f"{one.name}: a scale, limit or range that no number has")
         if not _rings_fit(one, [item.narrow for item in given]):
             raise refused(f"{one.name}: an operation in the wrong ring")
         try:
@@ -68,6 +72,16 @@ def check(program: Program) -> None:
         known[one.name] = one
     if not known or program.output.narrow or not 0 <= program.hidden <= MOST_HIDDEN:
         raise refused("no result in the wide ring, or bits to reveal that it does not have")
+
+
+def _numbers_fit(one: Operation) -> bool:
+    if isinstance(one, Input):
+        largest = max(abs(one.low), abs(one.high)) * 2.0**FRACTION_BITS
+        return one.scale == FRACTION_BITS and one.low < one.high and largest < 2 ** (WIDE_BITS - 1)
+    limit = one.limit if isinstance(one, Relu) else None
+    shifts = one.shifts if isinstance(one, Add | Concat) else ()
+    fits = 0 <= one.scale <= LARGEST_SCALE and all(0 <= shift <= LARGEST_SCALE for shift in shifts)
+    return fits and (limit is None or 1 <= limit <= NARROW_LIMIT)
 
 
 def _rings_fit(one: Operation, narrow: list[bool]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medveil.encrypted.program import Program
+from medveil.encrypted.program import Input, Program
 from medveil.encrypted.protocol import evaluate
 from medveil.encrypted.protocol.deal import prepare_hospital, read_masked_weights
 from medveil.encrypted.protocol.ring import SEED_BYTES, Wide
@@ -156,11 +156,13 @@ def check_images(program: Program, images: NDArray[np.int64], count: int) -> Non
     wanted = (count, *program.input.shape)
     if images.shape != wanted or images.dtype != np.int64:
         raise ImageError("An image has another shape", reason="shape", got=images.shape, expected=wanted)
-    most = program.input.bound * 2**program.input.scale
-    if images.size and (images.max() > most or images.min() < -most):
+    given = program.input
+    assert isinstance(given, Input)
+    low, high = (round(end * 2.0**given.scale) for end in (given.low, given.high))
+    if images.size and (images.min() < low or images.max() > high):
         raise ImageError(
             "An image's values lie outside the range that the model was compiled for",
             reason="range",
-            expected=f"at most {program.input.bound:g} in size",
+            expected=f"{given.low:g} to {given.high:g}",
             remedy="preprocess the image as the model's plan says",
         )

@@ -32,7 +32,8 @@ class Operation:
         shape: of its result.
         scale: fraction bits of its result.
         narrow: whether the result lives in the ring of 32 bits.
-        bound: the result's absolute value is at most bound * 2**scale; certified, or checked while it is evaluated.
+        bound: the result's absolute value is at most bound * 2**scale; certified, or checked while it is evaluated. It
+            follows from the weights: but for the input's it stays with the vendor, and a program that was sent has 0.
     """
 
     name: str
@@ -50,7 +51,15 @@ class Operation:
 
 @dataclass(frozen=True)
 class Input(Operation):
-    """The image, known to the hospital."""
+    """The image, known to the hospital.
+
+    Args:
+        low: smallest number for which the program's bounds hold.
+        high: largest number.
+    """
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)

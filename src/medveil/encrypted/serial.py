@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
@@ -32,8 +32,20 @@ _KINDS: Final[dict[str, type[Operation]]] = {
 }
 
 
+def public(program: Program) -> Program:
+    """The program as the other parties get it: without bounds, which are functions of the weights.
+
+    What is left tells of the weights which ReLUs have a limit, how many bits a narrow value keeps, and the order of
+    magnitude of the error.
+    """
+    shown = [one if isinstance(one, operations.Input) else replace(one, bound=0.0) for one in program.operations]
+    error = 2.0 ** math.ceil(math.log2(program.error)) if program.error > 0 else 0.0
+    return replace(program, operations=tuple(shown), error=error)
+
+
 def to_json(program: Program) -> bytes:
-    """The program in a canonical form: the same bytes for the same program."""
+    """The public program in a canonical form: the same bytes for the same program."""
+    program = public(program)
     content = {
         "version": VERSION,
         "operations": [

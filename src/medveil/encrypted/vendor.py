@@ -1,8 +1,12 @@
 """The vendor of a model, who serves evaluations."""
 
+import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from medveil.encrypted.dealer import seed_file
 from medveil.encrypted.program import Program, Weights
@@ -37,8 +41,9 @@ class Vendor:
         self._program, self._weights = program, weights
         self._description = dict(description or {})
         self._content = to_json(program)
-        self._masked = masked_weights(program, weights, seed_file(store).read_bytes())
         self._store = Store(store, party="vendor", program=program_hash(program), journals=journals)
+        _bind(seed_file(store).with_suffix(".weights"), weights)
+        self._masked = masked_weights(program, weights, seed_file(store).read_bytes())
 
     def serve(self, link: Link) -> int:
         """Answer one hospital until it ends the session.
@@ -84,3 +89,29 @@ class Vendor:
         link.tell({"ready": number})
         evaluate.vendor(half, link, self._weights)
         link.flush()
+
+
+def _bind(path: Path, weights: Weights) -> None:
+    """One store masks one model's weights: two models under the same masks would show their difference.
+
+    Raises:
+        ProtocolError: the store was used for other weights.
+    """
+    digest = hashlib.sha256()
+    for part in (weights.weights, weights.biases):
+        for name, values in sorted(part.items()):
+            digest.update(f"{name} {values.shape} ".encode() + np.ascontiguousarray(values).tobytes())
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        if path.read_text(encoding="ascii") != digest.hexdigest():
+            raise ProtocolError(
+                "A store of correlations belongs to other weights",
+                expected="the weights that it was first used for",
+                remedy="give another --store, and have correlations dealt for this model",
+            ) from None
+        return
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(digest.hexdigest())
+        file.flush()
+        os.fsync(file.fileno())

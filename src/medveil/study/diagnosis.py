@@ -223,10 +223,13 @@ def leakage(description: Description, shape: Sequence[int]) -> dict[str, Any]:
         "adversary": "semi-honest: all parties follow the protocol",
         "hospital_learns": [
             f"logits to {description.reveal_bits} fraction bits, shape {list(shape)}",
-            "the architecture, shapes and ranges of the model",
+            "of the model: architecture, shapes, ranges, which ReLUs have a limit, bits kept, the order of its error",
         ],
-        "vendor_learns": ["that an evaluation took place, and when", "whether the image went beyond a limit"],
-        "dealer_learns": ["the architecture", "how many evaluations were dealt"],
+        "vendor_learns": ["that an evaluation took place, and when"],
+        "dealer_learns": [
+            "what the hospital learns of the model but for the answer",
+            "how many evaluations were dealt",
+        ],
         "breaks_if": [
             "dealer and vendor work together: they see the image",
             "dealer and hospital work together: they see the weights",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +16,22 @@ import torch
 
 from medveil.encrypted.dealer import Dealer, fetch_as_hospital, fetch_as_vendor
 from medveil.encrypted.hospital import Hospital
+from medveil.encrypted.program import Program
 from medveil.encrypted.vendor import Vendor
 from medveil.encrypted.wire.certificates import make_authority, make_certificate
 from medveil.encrypted.wire.connect import Address, Identity, Listener, connect
-from medveil.errors import FederationError, RunError
-from medveil.study.diagnosis import answer, decode, encode, leakage, read_description, read_image, serve_run
+from medveil.encrypted.wire.link import Link
+from medveil.errors import MedveilError, ProtocolError, RunError
+from medveil.study.diagnosis import (
+    Description,
+    answer,
+    decode,
+    encode,
+    leakage,
+    read_description,
+    read_image,
+    serve_run,
+)
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -27,36 +39,42 @@ Say = Callable[[dict[str, Any]], None]
 def run_dealer(
     identity: Identity, folder: Path, *, vendors: Address, hospitals: Address, times: int | None, say: Say
 ) -> None:
-    """Deal to vendors and give hospitals their part, one after the other.
+    """Deal to vendors and give hospitals their part, each kind one after the other.
 
     Args:
         identity: the dealer's.
         folder: for the hospitals' parts until they are fetched.
         vendors: where vendors connect.
         hospitals: where hospitals connect.
-        times: pairs of a vendor and a hospital to serve; None serves without end.
+        times: vendors, and hospitals, to serve; None serves without end.
         say: told the ports, and every failure.
     """
     dealer = Dealer(folder)
     for_vendors = Listener(vendors, identity, role="vendor")
     for_hospitals = Listener(hospitals, identity, role="hospital")
     say({"vendors": for_vendors.port, "hospitals": for_hospitals.port})
+    sides = ((for_vendors, dealer.serve_vendor), (for_hospitals, dealer.serve_hospital))
+    threads = [threading.Thread(target=_serve, args=(*side, times, say), daemon=True) for side in sides]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _serve(listener: Listener, act: Callable[[Link], object], times: int | None, say: Say) -> None:
+    """Serve parties one after the other; one that fails is told why, does not count, and stops nobody else."""
     done = 0
     while times is None or done < times:
-        _serve(for_vendors, dealer.serve_vendor, say)
-        _serve(for_hospitals, dealer.serve_hospital, say)
-        done += 1
-
-
-def _serve(listener: Listener, act: Callable[[Any], object], say: Say) -> None:
-    """Serve one party; one that breaks the protocol is refused, and the next one waited for."""
-    while True:
         try:
             with listener.accept() as link:
-                act(link)
-                return
-        except FederationError as error:
-            say({"refused": str(error)})
+                try:
+                    act(link)
+                except MedveilError as error:
+                    link.stop(error.what)
+                    raise
+            done += 1
+        except (MedveilError, OSError, MemoryError) as error:
+            say({"refused": str(error) if isinstance(error, MedveilError) else type(error).__name__})
 
 
 def run_vendor(
@@ -93,10 +111,7 @@ def run_vendor(
     vendor = Vendor(program, served.compiled.weights, store, description=description)
     listener = Listener(at, identity, role="hospital")
     say({"listening": listener.port})
-    done = 0
-    while times is None or done < times:
-        _serve(listener, vendor.serve, say)
-        done += 1
+    _serve(listener, vendor.serve, times, say)
 
 
 def prepare_hospital(identity: Identity, store: Path, *, vendor: Address, dealer: Address) -> dict[str, Any]:
@@ -111,7 +126,13 @@ def prepare_hospital(identity: Identity, store: Path, *, vendor: Address, dealer
 
 
 def diagnose(
-    identity: Identity, store: Path, image: Path, *, vendor: Address, position: int | None = None
+    identity: Identity,
+    store: Path,
+    image: Path,
+    *,
+    vendor: Address,
+    position: int | None = None,
+    note: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, Any]:
     """One diagnosis.
 
@@ -121,10 +142,12 @@ def diagnose(
         image: file.
         vendor: where the vendor listens.
         position: of the slice, where the model reads slices.
+        note: told, before anything of the image is sent, who will learn what.
 
     Returns:
         What :func:`~medveil.study.diagnosis.answer` says, ``exact`` (logits), ``bytes_online`` (both
-        ways, with frames), ``messages``, ``seconds_online``, ``seconds_prepared`` and ``leakage``.
+        ways, with frames), ``bytes_setup`` (program and masked
+        weights, once a session), ``messages``, ``seconds_online``, ``seconds_prepared`` and ``leakage``.
 
     Raises:
         ImageError: the image cannot be used; nothing was sent.
@@ -136,6 +159,11 @@ def diagnose(
         front, back = description.parts()
         images = read_image(image, description, position=position)
         program = session.program()
+        check_told(description, program)
+        terms = leakage(description, program.output.shape)
+        for who in ("hospital", "vendor", "dealer"):
+            note(f"The {who} will learn: {'; '.join(terms[f'{who}_learns'])}")
+        setup = link.bytes_sent + link.bytes_received
         result, measured = session.diagnose(encode(images, program, front), store)
         session.end()
     logits = decode(result, back)
@@ -145,11 +173,27 @@ def diagnose(
         "bytes_online": measured.bytes_sent + measured.bytes_received,
         "bytes_sent": measured.bytes_sent,
         "bytes_received": measured.bytes_received,
+        "bytes_setup": setup,
         "messages": measured.messages,
         "seconds_online": measured.seconds_online,
         "seconds_prepared": measured.seconds_offline,
-        "leakage": leakage(description, program.output.shape),
+        "leakage": terms,
     }
+
+
+def check_told(description: Description, program: Program) -> None:
+    """What a vendor tells and what it would have evaluated are the same.
+
+    Raises:
+        ProtocolError: they are not.
+    """
+    told = (description.task, description.class_names, description.reveal_bits)
+    if told != (program.task, program.names, program.reveal) or program.output.shape[0] != len(program.names):
+        raise ProtocolError(
+            "A vendor's description and its program say different things",
+            expected="the same task, classes and revealed bits",
+            remedy="do not use this vendor's model",
+        )
 
 
 def local(run: Path, image: Path, *, position: int | None = None, note: Callable[[str], None]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from medveil.encrypted.protocol.deal import (
     weight_masks,
 )
 from medveil.encrypted.protocol.evaluate import hospital, vendor
-from medveil.encrypted.serial import from_json, to_json
+from medveil.encrypted.serial import from_json, public, to_json
 from medveil.errors import ImageError
 
 
@@ -135,7 +135,7 @@ def test_predicted_bytes_rounds_and_numbers_are_what_two_parties_send(net, shape
     net.float()
     assert error <= compiled.program.error
     assert error < 1e-3
-    assert from_json(to_json(compiled.program)) == compiled.program
+    assert from_json(to_json(compiled.program)) == public(compiled.program)
     json.dumps(described, allow_nan=False)
 
 

@@ -19,7 +19,8 @@ from medveil.encrypted.protocol.deal import (
     weight_masks,
 )
 from medveil.encrypted.protocol.evaluate import hospital, vendor
-from medveil.encrypted.protocol.ring import Stream, wide_from
+from medveil.encrypted.protocol.linear import apply
+from medveil.encrypted.protocol.ring import Stream, wide_bytes, wide_from
 from medveil.errors import ImageError, ModelError
 from medveil.models.registry import ModelConfig, build
 
@@ -193,6 +194,20 @@ def test_bits_that_are_not_revealed_do_not_leave_the_vendor(run_both, bits):
     last = wide_from(ends[1].sent[-1], found.size)
     assert int(last.max()) < 2 ** (48 - parties.program.hidden)
     assert int(last.max()) > 2 ** (47 - parties.program.hidden)
+
+
+def test_what_the_vendor_is_dealt_for_a_linear_layer_hides_the_input_mask(run_both):
+    """It holds L(r, R) - s and R. Without s it could solve for r, and then read the image off x - r."""
+    parties = Parties("cnn", run_both)
+    seeds = os.urandom(32), os.urandom(32)
+    parties.evaluate(images_of(parties, 4), seeds)
+    layer = parties.program.linears()[0]
+    count = 4 * layer.size
+    stream = Stream(seeds[0], "evaluation")
+    r = stream.wide(4 * 784).reshape(4, 1, 28, 28)
+    hidden = wide_from(parties.dealt, count) - apply(layer, r, parties.masks[layer.name]).ravel()
+    assert chi_square(wide_bytes(hidden)) < 400
+    assert (((hidden + stream.wide(count)) & np.uint64(2**48 - 1)) == 0).all()  # it is -s, and nothing else
 
 
 def test_masked_weights_of_another_length_are_refused(run_both):

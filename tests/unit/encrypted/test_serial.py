@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medveil.encrypted.program import Input, Linear, MaxPool, Narrow, Program, Relu, Reshape, SumPool
-from medveil.encrypted.serial import MAX_BYTES, from_json, program_hash, to_json
+from medveil.encrypted.serial import MAX_BYTES, from_json, program_hash, public, to_json
 from medveil.errors import MessageError
 
 PROGRAM = Program(
     (
-        Input("x", (), (1, 8, 8), 16, False, 1.0),
+        Input("x", (), (1, 8, 8), 16, False, 1.0, -1.0, 1.0),
         Linear("c", ("x",), (4, 8, 8), 32, False, 9.0, "conv2d", (4, 1, 3, 3), (1, 1), (1, 1), (1, 1), (0, 0)),
         Narrow("n", ("c",), (4, 8, 8), 18, True, 9.0, 14),
         MaxPool("p", ("n",), (4, 4, 4), 18, True, 9.0, (3, 3), (2, 2), (1, 1)),
@@ -30,7 +30,8 @@ PROGRAM = Program(
 
 
 def test_it_comes_back_the_same():
-    assert from_json(to_json(PROGRAM)) == PROGRAM
+    assert from_json(to_json(PROGRAM)) == public(PROGRAM)
+    assert to_json(from_json(to_json(PROGRAM))) == to_json(PROGRAM)
     assert program_hash(from_json(to_json(PROGRAM))) == program_hash(PROGRAM)
 
 
@@ -77,6 +78,12 @@ def changed(path, value):
         (["operations", 3, "narrow"], False),
         (["operations", 4, "drop"], 5),
         (["operations", 4, "limit"], "high"),
+        (["operations", 4, "limit"], 2**39),
+        (["operations", 4, "limit"], -7),
+        (["operations", 0, "scale"], 2000),
+        (["operations", 0, "low"], 2.0),
+        (["operations", 1, "scale"], -3),
+        (["operations", 1, "weight_shape"], [4, 1, 2**19, 2**19]),
         (["operations", 4, "inputs"], ["c"]),
         (["operations", 5, "kernel"], [0, 4]),
         (["operations", 6, "shape"], [5]),

@@ -13,6 +13,7 @@ from torch import nn
 from medveil.encrypted import compile as compile_network
 from medveil.encrypted.dealer import Dealer, fetch_as_hospital, fetch_as_vendor, seed_file
 from medveil.encrypted.hospital import Hospital
+from medveil.encrypted.program import Weights
 from medveil.encrypted.protocol import evaluate
 from medveil.encrypted.serial import program_hash
 from medveil.encrypted.stores.store import Store
@@ -116,6 +117,7 @@ def test_three_diagnoses_and_no_fourth(compiled, dealt, tmp_path):
         lambda images: images[:, :, :-1],
         lambda images: np.concatenate([images, images]),
         lambda images: images + 2**17,
+        lambda images: images - 2**16 - 1,
         lambda images: images.astype(np.float64),
     ],
 )
@@ -178,6 +180,17 @@ def test_when_one_vanishes_the_other_ends_in_time_and_the_next_image_works(compi
     assert serving.end().result == 1
 
 
+def test_a_store_serves_one_models_weights(compiled, dealt, tmp_path):
+    """Two models under the same masks would show their difference, and programs do not tell them apart."""
+    made = compiled[1]
+    Vendor(made.program, made.weights, tmp_path / "vendor")
+    Vendor(made.program, made.weights, tmp_path / "vendor")
+    other = {name: values + (name == "_6") for name, values in made.weights.weights.items()}
+    assert any((other[name] != values).any() for name, values in made.weights.weights.items())
+    with pytest.raises(ProtocolError, match="other weights"):
+        Vendor(made.program, Weights(other, made.weights.biases), tmp_path / "vendor")
+
+
 def test_a_hospital_with_another_runs_correlations_is_told(compiled, dealt, tmp_path):
     dealer, _ = dealt
     near, far = links()
@@ -204,7 +217,7 @@ def test_the_dealer_gives_a_hospitals_part_once(dealt, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.parametrize("run", ["", "..", "0" * 32, "../vendor"])
+@pytest.mark.parametrize("run", ["", "..", "0" * 32, "../vendor", "given", "a" * 300])
 def test_the_dealer_gives_nothing_for_a_run_that_it_does_not_hold(dealt, tmp_path, run):
     near, far = links()
     serving = Background(dealt[0].serve_hospital, far)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from medveil.errors import ImageError, ProtocolError, UnsupportedLayer
 from medveil.study.diagnosis import answer, decode, encode, leakage, read_description, read_image, serve_run
+from medveil.study.diagnosis_parties import check_told
 from medveil.study.plan import load_plan
 from medveil.study.train import train
 
@@ -113,6 +114,15 @@ def test_a_file_that_is_no_image_is_refused(run_of, tmp_path, name):
     path.write_bytes(b"no image at all")
     with pytest.raises(ImageError):
         read_image(path, serve_run(run_of("cnn")).description)
+
+
+def test_a_description_that_is_not_the_programs_is_refused(run_of):
+    served = serve_run(run_of("cnn"))
+    program = served.compiled.program
+    check_told(served.description, program)
+    for wrong in ({"reveal_bits": 3}, {"class_names": ("a", "b", "c")}, {"task": "segmentation"}):
+        with pytest.raises(ProtocolError, match="different things"):
+            check_told(served.description.model_copy(update=wrong), program)
 
 
 def test_a_description_of_another_form_is_refused(run_of):

@@ -132,12 +132,12 @@ def program_cost(program: Program) -> Total:
     costs = [operation_cost(one, shapes[(one.inputs or (one.name,))[0]]) for one in program.operations]
     limits = sum(one.limits for one in costs)
     return Total(
-        to_vendor=sum(one.to_vendor for one in costs) + (COINS_BYTES if limits else 0),
+        to_vendor=sum(one.to_vendor for one in costs) + (COINS_BYTES + WORD_BYTES if limits else 0),
         to_hospital=sum(one.to_hospital for one in costs)
         + WIDE_BYTES * program.output.size
-        + (WORD_BYTES if limits else 0),
+        + (2 * WORD_BYTES if limits else 0),
         latencies=_latencies(costs, coins=limits > 0),
-        dealt=sum(one.dealt for one in costs),
+        dealt=sum(one.dealt for one in costs) + (WORD_BYTES if limits else 0),
         comparisons=sum(one.comparisons for one in costs),
         limits=limits,
     )

@@ -68,7 +68,9 @@ class Lowering:
     def _lower(self, step: graph.Step, given: Range, *, last: bool) -> Value:
         what = step.what
         if isinstance(what, graph.Image):
-            return Value(1.0, wide=self.rings.emit(ops.Input, step.name, (), FRACTION_BITS, given))
+            half = 2.0 ** -(FRACTION_BITS + 1)  # that the range has on either side for rounding
+            low, high = given.low.min().item() + half, given.high.max().item() - half
+            return Value(1.0, wide=self.rings.emit(ops.Input, step.name, (), FRACTION_BITS, given, low=low, high=high))
         source = self.values[step.inputs[0]]
         if isinstance(what, graph.Affine):
             return Value(1.0, wide=self._linear(source, what, step.name, last=last))

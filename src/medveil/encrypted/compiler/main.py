@@ -185,12 +185,10 @@ def _lowered(
 def _input_range(traced: Traced, input_shape: Shape, input_range: tuple[float, float], probes: Tensor) -> bounds.Range:
     low, high = input_range
     if traced.front_path is None:
-        ones = torch.ones(input_shape, dtype=torch.float64)
-        norm = max(abs(low), abs(high)) * math.sqrt(ones.numel())
-        return bounds.of_input(low * ones, high * ones, norm, probes)
+        return _box(low, high, input_shape, probes)
     front = traced.plain.get_submodule(traced.front_path)
     features = front(probes)
-    lows, highs, norm = feature_range(front, input_shape, low, high)
+    lows, highs, _ = feature_range(front, input_shape, low, high)
     if bool((features < lows).any()) or bool((features > highs).any()):
         raise ModelError(
             "Fixed features leave the range that was worked out for them",
@@ -198,7 +196,14 @@ def _input_range(traced: Traced, input_shape: Shape, input_range: tuple[float, f
             expected="features as the zoo computes them",
             remedy="report it, with the configuration of the network",
         )
-    return bounds.of_input(lows, highs, norm, features)
+    return _box(lows.min().item(), highs.max().item(), tuple(lows.shape), features)
+
+
+def _box(low: float, high: float, shape: Shape, probes: Tensor) -> bounds.Range:
+    """All numbers of the input between two: what the hospital can check before it sends anything."""
+    ones = torch.ones(shape, dtype=torch.float64)
+    norm = max(abs(low), abs(high)) * math.sqrt(ones.numel())
+    return bounds.of_input(low * ones, high * ones, norm, probes)
 
 
 def _probes(shape: Shape, input_range: tuple[float, float]) -> Tensor:

@@ -130,14 +130,14 @@ def larger(party: Party, one: Narrow, other: Narrow, dealt: tuple[Signs, NarrowG
     return other + np.where(on == 1, difference - hidden, hidden)
 
 
-def parities(flags: list[tuple[Packed, int]], coins: Stream) -> Packed:
-    """64 parities of random halves of all flags, one word: what the parties open instead of the flags."""
-    result = np.uint64(0)
+def parities(flags: list[tuple[Packed, int]], coins: Stream) -> int:
+    """64 parities of random halves of all flags, as one word: zero where no flag is set."""
+    result = 0
     for packed, count in flags:
         used = packed.copy()
         if count % 64:
             used[-1] &= np.uint64(2 ** (count % 64) - 1)
         for bit in range(64):
             chosen = used & coins.bits(count)
-            result ^= np.uint64(int(np.bitwise_count(chosen).sum()) & 1) << np.uint64(bit)
-    return np.array([result], np.uint64)
+            result ^= (int(np.bitwise_count(chosen).sum()) & 1) << bit
+    return result

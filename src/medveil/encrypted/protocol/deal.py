@@ -1,7 +1,7 @@
 """What is made ahead of one evaluation: the dealer's bytes, and both parties' halves in the order of the program."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -11,6 +11,7 @@ from medveil.encrypted.protocol import correlations as dealt
 from medveil.encrypted.protocol.linear import apply
 from medveil.encrypted.protocol.pooling import passes
 from medveil.encrypted.protocol.ring import Source, Stream, Wide, wide_bytes, wide_from
+from medveil.encrypted.protocol.zero_test import ZeroTest, deal_zero_test
 from medveil.errors import ModelError
 
 _PURPOSE = "evaluation"
@@ -86,6 +87,8 @@ def deal(
                     parts, secret, coin = dealt.deal_signs(ours, theirs, images * one.size, limited=False)
                     yield from parts
                     yield from dealt.deal_narrow_gate(secret, coin, ours)
+    if has_limits(program):
+        yield deal_zero_test(ours, theirs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +102,7 @@ class Half:
         relu: by operation.
         rescale: by operation.
         largest: by operation, one for every comparison of two arrays.
+        limits: for the check that no limit was reached; None where there are none.
     """
 
     program: Program
@@ -107,6 +111,7 @@ class Half:
     relu: dict[str, tuple[dealt.Signs, dealt.Gate]] = field(default_factory=dict)
     rescale: dict[str, dealt.Lift] = field(default_factory=dict)
     largest: dict[str, list[tuple[dealt.Signs, dealt.NarrowGate]]] = field(default_factory=dict)
+    limits: ZeroTest | None = None
 
 
 _Linear = Callable[[Linear, tuple[int, ...]], tuple[Wide, ...]]
@@ -167,7 +172,12 @@ def _prepare(half: Half, own: Stream, source: Source, linear: _Linear) -> Half:
                 for one in passes(operation, shapes[operation.inputs[0]])
                 for _ in range(one.kernel - 1)
             ]
-    return half
+    return replace(half, limits=ZeroTest.take(own, source)) if has_limits(half.program) else half
+
+
+def has_limits(program: Program) -> bool:
+    """Whether some values are compared with a limit."""
+    return any(isinstance(operation, Relu) and operation.limit is not None for operation in program.operations)
 
 
 def _comparison(own: Stream, source: Source, count: int) -> tuple[dealt.Signs, dealt.NarrowGate]:

@@ -11,9 +11,8 @@ from medveil.encrypted.protocol.deal import Half
 from medveil.encrypted.protocol.linear import apply, spread
 from medveil.encrypted.protocol.pooling import Values, alone, passes, windows
 from medveil.encrypted.protocol.ring import SEED_BYTES, Stream, signed, wide_bytes, wide_from
+from medveil.encrypted.protocol.zero_test import WORD_BYTES, from_bytes, to_bytes
 from medveil.errors import ImageError
-
-_PARITY_BYTES = 8
 
 
 def hospital(half: Half, link: Link, images: NDArray[np.int64], coins: bytes) -> NDArray[np.float64]:
@@ -34,7 +33,7 @@ def hospital(half: Half, link: Link, images: NDArray[np.int64], coins: bytes) ->
 
     Guarantees:
         Against a vendor that follows the protocol and does not work with the dealer: what it receives is uniform
-        whatever the images are, but for the parity check, which shows that a limit was reached.
+        whatever the images are. It does not learn whether a limit was reached, but from being asked again.
     """
     party = Party(link, first=True)
 
@@ -44,17 +43,20 @@ def hospital(half: Half, link: Link, images: NDArray[np.int64], coins: bytes) ->
         return share
 
     share = _walk(half, party, images.view(np.uint64), linear)
-    if party.flags:
-        link.send(coins)
-    mine = parities(party.flags, Stream(coins, "parities")) if party.flags else None
+    test, word = half.limits, 0
+    if test is not None:
+        word = test.hide(parities(party.flags, Stream(coins, "parities")))
+        link.send(coins + to_bytes(word))
     found = wide_from(link.receive(6 * share.size), share.size).reshape(share.shape)
-    if mine is not None and np.frombuffer(link.receive(_PARITY_BYTES), "<u8")[0] != mine[0]:
-        raise ImageError(
-            "The image drives the network beyond the range that it was compiled for",
-            reason="range",
-            expected="values below the limit that the program states",
-            remedy="ask the vendor to compile the model with a larger activation_limit",
-        )
+    if test is not None:
+        opened = word ^ from_bytes(link.receive(WORD_BYTES))
+        if test.blur(opened) != from_bytes(link.receive(WORD_BYTES)):
+            raise ImageError(
+                "The image drives the network beyond the range that it was compiled for",
+                reason="range",
+                expected="values below the limit that the program states",
+                remedy="ask the vendor to compile the model with a larger activation_limit",
+            )
     return _revealed(half.program, share, found)
 
 
@@ -81,11 +83,12 @@ def vendor(half: Half, link: Link, weights: Weights) -> None:
 
     nothing = np.zeros((half.images, *half.program.input.shape), np.uint64)
     share = _walk(half, party, nothing, linear)
-    parity = b""
-    if party.flags:
-        coins = bytes(link.receive(SEED_BYTES))
-        parity = parities(party.flags, Stream(coins, "parities")).tobytes()
-    link.send(wide_bytes(_shown(half.program, share).ravel()) + parity)
+    said = b""
+    if half.limits is not None:
+        coins, theirs = bytes(link.receive(SEED_BYTES)), from_bytes(link.receive(WORD_BYTES))
+        word = half.limits.hide(parities(party.flags, Stream(coins, "parities")))
+        said = to_bytes(word) + to_bytes(half.limits.blur(word ^ theirs))
+    link.send(wide_bytes(_shown(half.program, share).ravel()) + said)
 
 
 def _shown(program: Program, share: Values) -> Values:
