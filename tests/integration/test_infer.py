@@ -1,0 +1,103 @@
+"""Dealer, vendor and hospital as programs of their own: a vendor is killed, started again, and asked again."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medveil.encrypted.stores.store import Store
+from medveil.encrypted.wire.certificates import make_authority, make_certificate
+from medveil.encrypted.wire.connect import Identity
+from medveil.errors import FederationError
+from medveil.study.diagnosis_parties import diagnose, prepare_hospital
+from medveil.study.plan import load_plan
+from medveil.study.train import train
+
+PLAN = """
+name = "served"
+task = "segmentation"
+seed = 1
+[data]
+partition = { kind = "iid", sites = 2 }
+splits = { kind = "random", test = 0.3, validation = 0.2 }
+[data.source]
+kind = "phantom"
+task = "segmentation"
+subjects = 30
+size = [16, 16]
+[model]
+kind = "unet"
+width = 4
+[federation]
+rounds = 1
+algorithm = { kind = "fedavg", local_steps = 2 }
+[training]
+batch_size = 8
+[evaluation]
+bootstrap = { resamples = 5 }
+[references]
+central = false
+local_only = false
+[performance]
+workers = 1
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDVEIL_HOME", str(tmp_path / "home"))
+    authority = make_authority(tmp_path / "keys")
+    for role in ("dealer", "vendor", "hospital"):
+        make_certificate(tmp_path / "keys", authority=authority, role=role, name=role)
+    (tmp_path / "plan.toml").write_text(PLAN, encoding="utf-8")
+    train(load_plan(tmp_path / "plan.toml"), tmp_path / "run")
+    pixels = np.random.default_rng(1).integers(0, 255, (16, 16), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "scan.png")
+    return tmp_path
+
+
+def start(place, role, *arguments):
+    """A party's process, and what it says first."""
+    keys = place / "keys"
+    identity = ["--authority", keys / "authority.pem", "--certificate", keys / f"{role}.pem"]
+    command = [sys.executable, "-m", "medveil", "infer", role, *identity, "--key", keys / f"{role}-key.pem", *arguments]
+    process = subprocess.Popen([*map(str, command), "--json"], stdout=subprocess.PIPE, text=True)
+    return process, json.loads(process.stdout.readline())
+
+
+def end(process):
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_vendor_that_is_killed_goes_on_with_the_next_correlation(place):
+    identity = Identity(*(place / "keys" / name for name in ("authority.pem", "hospital.pem", "hospital-key.pem")))
+    free = "127.0.0.1:0"
+    dealer, ports = start(place, "dealer", "--folder", place / "dealt", "--vendors", free, "--hospitals", free)
+    serve = ["--model", place / "run", "--store", place / "vendor", "--dealer", f"127.0.0.1:{ports['vendors']}"]
+    vendor, told = start(place, "vendor", *serve, "--listen", free, "--count", "3")
+    try:
+        at = ("127.0.0.1", told["listening"])
+        offered = prepare_hospital(identity, place / "store", vendor=at, dealer=("127.0.0.1", ports["hospitals"]))
+        end(dealer)  # not needed any more
+        first = diagnose(identity, place / "store", place / "scan.png", vendor=at)
+        vendor.send_signal(signal.SIGKILL)
+        vendor.wait()
+        with pytest.raises(FederationError):
+            diagnose(identity, place / "store", place / "scan.png", vendor=at)
+        vendor.stdout.close()
+        vendor, told = start(place, "vendor", *serve, "--listen", free, "--times", "1")
+        again = diagnose(identity, place / "store", place / "scan.png", vendor=("127.0.0.1", told["listening"]))
+        assert again["mask"] == first["mask"]
+        np.testing.assert_allclose(again["exact"], first["exact"], atol=2e-3)
+        vendor.wait(timeout=60)
+        for party, folder in (("hospital", "store"), ("vendor", "vendor")):
+            assert Store(place / folder, party=party, program=offered["program"]).left == 1
+    finally:
+        end(dealer)
+        end(vendor)
