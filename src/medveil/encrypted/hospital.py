@@ -1,5 +1,6 @@
 """The hospital, which brings the image and gets the result."""
 
+import hashlib
 import os
 import time
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from medveil.encrypted.stores.store import Store
 from medveil.encrypted.wire.control import whole
 from medveil.encrypted.wire.link import Link
 from medveil.errors import ImageError, ProtocolError
+
+_MARK_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,12 @@ class Hospital:
 
     Args:
         link: to the vendor.
+        kept: file for the program and the masked weights, which are the same for a whole run of the dealer; None
+            fetches them in every session. Without the dealer's seed it tells nothing of the weights.
     """
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, link: Link, *, kept: Path | None = None) -> None:
+        self._link, self._kept = link, kept
         said = link.hear(("program", "program_bytes", "run", "images", "left", "description"))
         self._size = whole(said["program_bytes"])
         if self._size > MAX_BYTES or not isinstance(said["left"], int):
@@ -81,19 +86,45 @@ class Hospital:
         self._model: tuple[Program, dict[str, Wide]] | None = None
 
     def program(self) -> Program:
-        """Fetch the program and the masked weights, once, and check them.
+        """Fetch the program and the masked weights, where they are not kept, and check them.
 
         Raises:
             MessageError: not a program, or not the one that was offered.
         """
         if self._model is None:
-            self._link.tell({"want": "model", "number": None})
-            program = from_json(self._link.receive(self._size))
-            if program_hash(program) != self.offer.program:
-                raise ProtocolError("A vendor sends another program than it offered", got=program_hash(program))
-            length = sum(6 * prod(layer.weight_shape) for layer in program.linears())
-            self._model = program, read_masked_weights(program, self._link.receive(length))
+            self._model = self._held() or self._fetched()
         return self._model[0]
+
+    def _fetched(self) -> tuple[Program, dict[str, Wide]]:
+        self._link.tell({"want": "model", "number": None})
+        content = self._link.receive(self._size)
+        program = from_json(content)
+        if program_hash(program) != self.offer.program:
+            raise ProtocolError("A vendor sends another program than it offered", got=program_hash(program))
+        masked = self._link.receive(_masked_bytes(program))
+        if self._kept is not None:
+            temporary = self._kept.with_name(self._kept.name + ".tmp")
+            temporary.write_bytes(b"".join([self._mark(content, masked), content, masked]))
+            temporary.replace(self._kept)
+        return program, read_masked_weights(program, masked)
+
+    def _held(self) -> tuple[Program, dict[str, Wide]] | None:
+        """What was kept of this run; nothing where it is another run's, or not whole."""
+        if self._kept is None or not self._kept.exists():
+            return None
+        data = memoryview(self._kept.read_bytes())
+        mark, content, masked = data[:_MARK_BYTES], data[_MARK_BYTES:][: self._size], data[_MARK_BYTES + self._size :]
+        if bytes(mark) != self._mark(content, masked):
+            return None
+        program = from_json(content)
+        return program, read_masked_weights(program, masked)
+
+    def _mark(self, content: bytes | memoryview, masked: bytes | memoryview) -> bytes:
+        """Of which offer this is, and that it is whole."""
+        digest = hashlib.sha256(f"{self.offer.run} {self.offer.program} {self._size} ".encode())
+        digest.update(content)
+        digest.update(masked)
+        return digest.digest()
 
     def diagnose(
         self, images: NDArray[np.int64], store: Path, *, journals: Path | None = None
@@ -145,6 +176,10 @@ class Hospital:
     def _counts(self) -> tuple[int, int, int]:
         link = self._link
         return link.bytes_sent, link.bytes_received, link.frames_sent + link.frames_received
+
+
+def _masked_bytes(program: Program) -> int:
+    return sum(6 * prod(layer.weight_shape) for layer in program.linears())
 
 
 def check_images(program: Program, images: NDArray[np.int64], count: int) -> None:

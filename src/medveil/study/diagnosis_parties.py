@@ -145,16 +145,16 @@ def diagnose(
         note: told, before anything of the image is sent, who will learn what.
 
     Returns:
-        What :func:`~medveil.study.diagnosis.answer` says, ``exact`` (logits), ``bytes_online`` (both
-        ways, with frames), ``bytes_setup`` (program and masked
-        weights, once a session), ``messages``, ``seconds_online``, ``seconds_prepared`` and ``leakage``.
+        What :func:`~medveil.study.diagnosis.answer` says, ``exact`` (logits), ``bytes_online`` (both ways, frames too),
+        ``bytes_setup`` (program and masked weights, where they are not kept beside the store), ``messages``,
+        ``seconds_online``, ``seconds_prepared`` and ``leakage``.
 
     Raises:
         ImageError: the image cannot be used; nothing was sent.
         FederationError: the vendor cannot be reached, refuses, or breaks the protocol.
     """
     with connect(vendor, identity, role="vendor", timeout_s=300.0) as link:
-        session = Hospital(link)
+        session = Hospital(link, kept=store.with_name(f"{store.name}.model"))
         description = read_description(session.offer.description)
         front, back = description.parts()
         images = read_image(image, description, position=position)

@@ -180,6 +180,30 @@ def test_when_one_vanishes_the_other_ends_in_time_and_the_next_image_works(compi
     assert serving.end().result == 1
 
 
+def test_the_model_travels_once_where_it_is_kept(compiled, dealt, tmp_path):
+    made, sent = compiled[1], []
+    for harm in (None, None, b"", b"xy"):
+        if harm is not None:  # cut off, and changed in its last byte
+            (tmp_path / "kept").write_bytes((tmp_path / "kept").read_bytes()[:-1] + harm)
+        near, far = links()
+        serving = Background(Vendor(made.program, made.weights, tmp_path / "vendor").serve, far)
+        session = Hospital(near, kept=tmp_path / "kept")
+        before = near.bytes_received
+        session.program()
+        sent.append(near.bytes_received - before)
+        session.end()
+        assert serving.end().error is None
+    assert sent[1] == 0
+    assert sent[0] == sent[2] == sent[3] > 0
+    near, far = links()
+    serving = Background(Vendor(made.program, made.weights, tmp_path / "vendor").serve, far)
+    session = Hospital(near, kept=tmp_path / "kept")
+    result, _ = session.diagnose(encoded(image(), made.program), tmp_path / "hospital")
+    session.end()
+    with torch.no_grad():
+        assert np.abs(result - compiled[0](image()).numpy()).max() < 1e-3
+
+
 def test_a_store_serves_one_models_weights(compiled, dealt, tmp_path):
     """Two models under the same masks would show their difference, and programs do not tell them apart."""
     made = compiled[1]
