@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from medveil.encrypted.protocol.deal import (
     deal,
@@ -86,6 +87,10 @@ def main():
         kept = np.unique(data.subject)[: options.volumes]
         rows = np.flatnonzero(np.isin(data.subject, kept))
     images = input_scale(plan.data.preprocess)(data.images[rows])
+    reached = []
+    for module in served.module.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda _module, given, _result: reached.append(given[0].max().item()))
     parties, begun, found, plain = Parties(served), time.perf_counter(), [], []
     for start in range(0, len(images), options.batch):
         part = images[start : start + options.batch]
@@ -99,6 +104,7 @@ def main():
         f"mean {error.mean():+.1e}, root mean square {error.square().mean().sqrt():.1e} (estimated "
         f"{served.compiled.error_rms:.1e})"
     )
+    print(f"largest value before a ReLU {max(reached):.1f}, largest logit {plain.abs().max():.1f}")
     differs = found.argmax(1) != plain.argmax(1)
     if plan.task == "classification":
         best = plain.sort(1, descending=True).values

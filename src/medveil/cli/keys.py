@@ -1,8 +1,12 @@
 """``medveil keys``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
+
+if TYPE_CHECKING:
+    from medveil.encrypted.wire.certificates import Role
 
 
 @click.group("keys")
@@ -46,5 +50,5 @@ def certificate(folder: Path, role: str, name: str, out: Path) -> None:
     from medveil.encrypted.wire.certificates import KeyPair, make_certificate
 
     pair = KeyPair(folder / "authority.pem", folder / "authority-key.pem")
-    made = make_certificate(out, authority=pair, role=role, name=name)  # type: ignore[arg-type]
+    made = make_certificate(out, authority=pair, role=cast("Role", role), name=name)
     click.echo(f"Certificate: {made.certificate}\nKey: {made.key}")

@@ -12,8 +12,7 @@ from torch import fx, nn
 from medveil.models.standardised import ScaledStdConv, ScaledStdConvTranspose
 
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# What control flow on a traced value, or a function that wants a real tensor, raises.
-_TRACING_ERRORS: Final = (
+TRACING_ERRORS: Final = (
     fx.proxy.TraceError,
     TypeError,
     ValueError,
@@ -23,6 +22,7 @@ _TRACING_ERRORS: Final = (
     AssertionError,
     NotImplementedError,
 )
+"""What control flow on a traced value, or a function that wants a real tensor, raises."""
 
 
 class _LeafTracer(fx.Tracer):
@@ -96,7 +96,7 @@ def _hyper_parameters(module: nn.Module) -> dict[str, Any]:
 def _graph(model: nn.Module) -> list[list[Any]] | None:
     try:
         graph = _LeafTracer().trace(model)
-    except _TRACING_ERRORS:
+    except TRACING_ERRORS:
         return None
     order = {node: index for index, node in enumerate(graph.nodes)}
     return [[node.op, _target(node), _plain(node.args, order), _plain(node.kwargs, order)] for node in graph.nodes]

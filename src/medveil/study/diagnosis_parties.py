@@ -24,6 +24,7 @@ from medveil.encrypted.wire.link import Link
 from medveil.errors import MedveilError, ProtocolError, RunError
 from medveil.study.diagnosis import (
     Description,
+    Served,
     answer,
     decode,
     encode,
@@ -211,9 +212,13 @@ def local(run: Path, image: Path, *, position: int | None = None, note: Callable
         ``plaintext_agrees`` (whether label, or every pixel of the mask, is the same).
 
     Raises:
+        ImageError: the image cannot be used; nothing was started.
         RunError: a party failed, with what it said.
+        UnsupportedLayer: a network that cannot be evaluated on encrypted images.
     """
     begun = time.perf_counter()
+    served = serve_run(run)
+    images = read_image(image, served.description, position=position)
     with tempfile.TemporaryDirectory(prefix="medveil-") as made:
         folder = Path(made)
         keys = folder / "keys"
@@ -236,13 +241,12 @@ def local(run: Path, image: Path, *, position: int | None = None, note: Callable
                 note("The hospital asks for a diagnosis")
                 which = [] if position is None else ["--slice", str(position)]
                 found = _finish(keys, [*vendor, "--image", str(image), *which], home)
-    return {**found, "seconds_offline": offline, **_compared(run, image, position, found)}
+    return {**found, "seconds_offline": offline, **_compared(served, images, found)}
 
 
-def _compared(run: Path, image: Path, position: int | None, found: dict[str, Any]) -> dict[str, Any]:
-    served = serve_run(run)
+def _compared(served: Served, images: torch.Tensor, found: dict[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
-        logits = served.module(read_image(image, served.description, position=position)).double()
+        logits = served.module(images).double()
     plain = answer(logits, served.description)
     told = torch.tensor(found.pop("exact"), dtype=torch.float64).reshape(logits.shape)
     same = "mask" if served.description.task == "segmentation" else "label"

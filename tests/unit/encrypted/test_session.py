@@ -15,6 +15,7 @@ from medveil.encrypted.dealer import Dealer, fetch_as_hospital, fetch_as_vendor,
 from medveil.encrypted.hospital import Hospital
 from medveil.encrypted.program import Weights
 from medveil.encrypted.protocol import evaluate
+from medveil.encrypted.protocol.ring import wide_bytes
 from medveil.encrypted.serial import program_hash
 from medveil.encrypted.stores.store import Store
 from medveil.encrypted.vendor import Vendor
@@ -86,12 +87,12 @@ def encoded(images, program):
     return np.rint(images.double().numpy() * 2.0**program.input.scale).astype(np.int64)
 
 
-def begin(compiled, tmp_path):
+def begin(compiled, tmp_path, **options):
     """A session; the vendor's thread and the hospital's side."""
     near, far = links()
     vendor = Vendor(compiled.program, compiled.weights, tmp_path / "vendor", description={"name": "test"})
     serving = Background(vendor.serve, far)
-    return serving, Hospital(near), near
+    return serving, Hospital(near, **options), near
 
 
 def test_three_diagnoses_and_no_fourth(compiled, dealt, tmp_path):
@@ -251,14 +252,32 @@ def test_the_dealer_gives_nothing_for_a_run_that_it_does_not_hold(dealt, tmp_pat
 
 
 def test_what_each_party_holds(compiled, dealt, tmp_path):
-    """No weight at the hospital or dealer, no secret open to others, the seed of the weights' masks at the vendor."""
+    """After a diagnosis: no weight at the hospital or dealer, no image at the vendor or dealer, no secret open."""
     made = compiled[1]
-    weights = b"".join(np.ascontiguousarray(each).tobytes() for each in made.weights.weights.values())
-    pieces = [weights[at : at + 16] for at in range(0, len(weights), 64)]
+    serving, session, _ = begin(made, tmp_path, kept=tmp_path / "hospital.model")
+    images = encoded(image(), made.program)
+    session.diagnose(images, tmp_path / "hospital")
+    session.end()
+    assert serving.end().result == 1
+
+    def pieces(values):
+        """Sixteen bytes each, as numbers lie in memory and as they travel."""
+        whole = values.ravel().view(np.uint64)
+        forms = [whole.tobytes(), whole.astype("<u4").tobytes()]
+        return [form[at : at + 16] for form in forms for at in range(0, len(form) - 16, 16)]
+
+    def content(party):
+        paths = [path for path in tmp_path.rglob("*") if path.is_file() and party in str(path.relative_to(tmp_path))]
+        return b"".join(path.read_bytes() for path in paths)
+
+    weights = [piece for each in made.weights.weights.values() for piece in pieces(each)]
+    shown = wide_bytes(made.weights.weights[made.program.linears()[0].name].view(np.uint64))
+    assert any(piece in shown for piece in weights)  # the scan finds weights that travel without their masks
+    assert len(content("hospital")) > len(shown)
     for party in ("hospital", "dealer"):
-        content = b"".join(path.read_bytes() for path in (tmp_path / party).rglob("*") if path.is_file())
-        assert not any(piece in content for piece in pieces)
-    assert any(piece in weights for piece in pieces)  # the scan can find them
+        assert not any(piece in content(party) for piece in weights)
+    for party in ("vendor", "dealer"):
+        assert not any(piece in content(party) for piece in pieces(images))
     assert seed_file(tmp_path / "vendor").stat().st_mode & 0o077 == 0
     for party in ("hospital", "vendor"):
         secret = [path for path in (tmp_path / party).iterdir() if path.is_file()]

@@ -8,9 +8,10 @@ from torch import fx, nn
 
 from medveil.encrypted.compiler.fronts import FRONTS
 from medveil.encrypted.compiler.graph import Step, reachable
-from medveil.encrypted.compiler.walk import TRACING_ERRORS, Reader
+from medveil.encrypted.compiler.walk import Reader
 from medveil.encrypted.program import Shape
 from medveil.errors import ModelError, WeightsError
+from medveil.models.architecture import TRACING_ERRORS
 from medveil.models.checks import describe_hazards
 from medveil.models.standardised import ScaledStdConv, ScaledStdConvTranspose, fold
 

@@ -15,22 +15,12 @@ from medveil.encrypted.compiler.recognise import JOINS, PRODUCTS, QUOTIENTS, SUM
 from medveil.encrypted.compiler.refusals import SUPPORTED, refuse, refuse_kind
 from medveil.encrypted.program import Shape
 from medveil.errors import ModelError
+from medveil.models.architecture import TRACING_ERRORS
 
 # Two images, so that the batch can be told from an axis of length one.
 _BATCH: Final = 2
 _QUESTIONS: Final = ("size", "dim", "getattr")
 _COMBINATIONS: Final = SUMS + JOINS
-TRACING_ERRORS: Final = (
-    fx.proxy.TraceError,
-    TypeError,
-    ValueError,
-    RuntimeError,
-    AttributeError,
-    LookupError,
-    AssertionError,
-    NotImplementedError,
-)
-"""What control flow on a traced value, or a function that wants a real tensor, raises."""
 
 
 class Reader:

@@ -102,7 +102,7 @@ class MomentsPacking:
             ConfigError: other channels, weights given or missing, or more pixels than ``largest``.
             DataError: a number that is not finite, or not one weight an image.
         """
-        if images.ndim < 2 or images.shape[1] != self.channels or (weights is not None) != self._weighted:  # noqa: PLR2004
+        if images.shape[1:2] != (self.channels,) or (weights is not None) != self._weighted:
             raise ConfigError(
                 "These images cannot be summed",
                 got=f"shape {images.shape}, {'no ' if weights is None else ''}weights",

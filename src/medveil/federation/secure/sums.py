@@ -13,6 +13,9 @@ from medveil.secagg.ring import RingVector
 from medveil.secagg.server import Outgoing, ServerSession
 from medveil.secagg.site import SiteSession
 
+# Bytes of a word, axes of a vector.
+_WORDS = (8, 1)
+
 
 def secure_sums(
     vectors_by_site: Mapping[str, RingVector],
@@ -49,7 +52,7 @@ def secure_sums(
         their difference, so a site gives the same statistic of the same data only once, or to the same sites again.
     """
     lengths = {(vector.size, vector.itemsize, vector.ndim) for vector in vectors_by_site.values()}
-    if len(lengths) > 1 or any(size != 8 or dimensions != 1 for _, size, dimensions in lengths):  # noqa: PLR2004
+    if len(lengths) > 1 or any((size, dimensions) != _WORDS for _, size, dimensions in lengths):
         raise ConfigError("The sites' vectors do not fit together", expected="equal lengths, words of 64 bits")
     keys = {name: IdentityKey.generate() for name in (*vectors_by_site, *absent)}
     parameters = sum_parameters({name: key.public for name, key in keys.items()}, settings, context)
