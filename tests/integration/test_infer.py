@@ -101,3 +101,31 @@ def test_a_vendor_that_is_killed_goes_on_with_the_next_correlation(place):
     finally:
         end(dealer)
         end(vendor)
+
+
+@pytest.mark.parametrize("reveal", ["logits", "label"])
+def test_all_three_on_one_machine_show_what_was_asked_for(place, reveal):
+    command = [
+        sys.executable,
+        "-m",
+        "medveil",
+        "infer",
+        "local",
+        "--model",
+        place / "run",
+        "--image",
+        place / "scan.png",
+    ]
+    ended = subprocess.run(
+        [*map(str, command), "--reveal", reveal, "--json"], capture_output=True, text=True, check=True
+    )
+    found = json.loads(ended.stdout)
+    assert np.array(found["mask"]).shape == (16, 16)
+    learned = found["leakage"]["hospital_learns"][0]
+    # Before anything is sent, the hospital reads it too.
+    assert learned.startswith("logits" if reveal == "logits" else "the label of every pixel")
+    if reveal == "label":
+        assert found["exact"] is found["plaintext_max_error"] is None
+        assert found["plaintext_agrees"]
+    else:
+        assert found["plaintext_max_error"] < 2e-3

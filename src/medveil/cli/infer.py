@@ -27,6 +27,29 @@ def _identity(command: _Command) -> _Command:
     return command
 
 
+def _reveal(command: _Command) -> _Command:
+    """How much of the answer is shown."""
+    options = (
+        click.option(
+            "--reveal",
+            type=click.Choice(["logits", "probabilities", "label"]),
+            default="logits",
+            show_default=True,
+            help="What a hospital learns; label is the mask of a segmentation.",
+        ),
+        click.option(
+            "--levels",
+            type=click.IntRange(2, 1000),
+            default=20,
+            show_default=True,
+            help="Steps into which probabilities are rounded.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def _known(options: dict[str, Any]) -> Any:
     from medveil.encrypted.wire.connect import Identity
 
@@ -70,12 +93,13 @@ def dealer(folder: Path, vendors: str, hospitals: str, times: int | None, **opti
 @click.option("--listen", required=True, metavar="HOST:PORT", help="Where hospitals connect; port 0 takes a free one.")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Diagnoses to have dealt.")
 @click.option("--times", type=click.IntRange(min=1), help="Sessions to serve; without end by default.")
+@_reveal
 @click.option(
     "--reveal-bits",
     type=click.IntRange(0, 16),
     default=16,
     show_default=True,
-    help="Fraction bits of the logits that a hospital learns.",
+    help="Fraction bits of logits.",
 )
 @_identity
 def vendor(run: Path, store: Path, dealer: str, listen: str, **options: Any) -> None:
@@ -98,7 +122,9 @@ def vendor(run: Path, store: Path, dealer: str, listen: str, **options: Any) -> 
         count=options["count"],
         times=options["times"],
         say=_say,
+        reveal=options["reveal"],
         reveal_bits=options["reveal_bits"],
+        levels=options["levels"],
     )
 
 
@@ -145,9 +171,12 @@ def hospital(
 @click.option("--model", "run", required=True, type=_FOLDER, help="Folder of a finished run.")
 @click.option("--image", required=True, type=_FILE, help="DICOM, NIfTI, PNG or JPEG.")
 @click.option("--slice", "position", type=click.IntRange(min=0), help="Of a volume; the middle one by default.")
+@_reveal
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def local(run: Path, image: Path, position: int | None, as_json: bool, quiet: bool) -> None:
+def local(
+    *, run: Path, image: Path, position: int | None, reveal: Any, levels: int, as_json: bool, quiet: bool
+) -> None:
     """Dealer, vendor and hospital as three processes of this machine.
 
     \b
@@ -156,7 +185,8 @@ def local(run: Path, image: Path, position: int | None, as_json: bool, quiet: bo
     """  # noqa: D301 - click wants the character itself
     from medveil.study.diagnosis_parties import local as run_local
 
-    _print(run_local(run, image, position=position, note=Watcher(quiet=quiet).note), as_json=as_json)
+    note = Watcher(quiet=quiet).note
+    _print(run_local(run, image, position=position, reveal=reveal, levels=levels, note=note), as_json=as_json)
 
 
 def _print(content: dict[str, Any], *, as_json: bool) -> None:
@@ -172,12 +202,14 @@ def _lines(content: dict[str, Any]) -> list[str]:
         return [f"Prepared for run {content['run']}"]
     if "label" in content:
         lines = [f"Label: {content['label']}"]
-        lines += [f"  {name:<20}{probability:.4f}" for name, probability in content["probabilities"].items()]
+        lines += [f"  {name:<20}{probability:.4f}" for name, probability in content.get("probabilities", {}).items()]
     else:
         lines = ["Pixels: " + ", ".join(f"{name} {count}" for name, count in content["pixels"].items())]
     if "plaintext_max_error" in content:
         same = "the same" if content["plaintext_agrees"] else "ANOTHER"
-        lines.append(f"Plain network: {same} answer, largest difference {content['plaintext_max_error']:.1e}")
+        error = content["plaintext_max_error"]
+        differs = "" if error is None else f", largest difference {error:.1e}"
+        lines.append(f"Plain network: {same} answer{differs}")
     spent = f"{content['bytes_online']:,} bytes, {content['messages']} messages, {content['seconds_online']:.2f} s"
     lines.append(f"Online: {spent}")
     if "seconds_offline" in content:

@@ -12,6 +12,7 @@ from medveil.encrypted.program import (
     WIDE_BITS,
     Add,
     Concat,
+    Decide,
     Input,
     Linear,
     MaxPool,
@@ -31,10 +32,13 @@ from medveil.errors import MessageError
 
 # Of all results of one image together: what a party must be able to hold.
 _MOST_NUMBERS = 1 << 28
-_MOST_DROPPED = 4
+_MOST_DROPPED = 8
+_FEWEST_BITS = 8
 LARGEST_SCALE = 64
 # So that a revealed number keeps eight bits at least.
 MOST_HIDDEN = WIDE_BITS - 8
+_MOST_THRESHOLDS = 1 << 10
+_LARGEST_FACTOR = 2.0**64
 
 
 def refused(got: str, expected: str = "a program that this version of medveil can evaluate") -> MessageError:
@@ -51,8 +55,9 @@ def check(program: Program) -> None:
     known: dict[str, Operation] = {}
     numbers = 0
     for place, one in enumerate(program.operations):
-        if isinstance(one, Input) != (place == 0) or one.name in known:
-            raise refused("an input in the middle, or a name twice")
+        middle = isinstance(one, Decide) and one is not program.output
+        if middle or isinstance(one, Input) != (place == 0) or one.name in known:
+            raise refused("an input or a decision in the middle, or a name twice")
         if not all(name in known for name in one.inputs) or (not one.inputs) != (place == 0):
             raise refused("an operation without its inputs")
         numbers += one.size + (prod(one.weight_shape) if isinstance(one, Linear) else 0)
@@ -70,14 +75,22 @@ def check(program: Program) -> None:
         if shape != one.shape:
             raise refused(f"{one.name}: shape {one.shape}", f"shape {shape}")
         known[one.name] = one
-    if not known or program.output.narrow or not 0 <= program.hidden <= MOST_HIDDEN:
+    if not known or not _result_fits(program):
         raise refused("no result in the wide ring, or bits to reveal that it does not have")
+
+
+def _result_fits(program: Program) -> bool:
+    compared = program.decision is None or 1 / _LARGEST_FACTOR <= program.factor <= _LARGEST_FACTOR
+    return compared and not program.output.narrow and 0 <= program.hidden <= MOST_HIDDEN
 
 
 def _numbers_fit(one: Operation) -> bool:
     if isinstance(one, Input):
         largest = max(abs(one.low), abs(one.high)) * 2.0**FRACTION_BITS
         return one.scale == FRACTION_BITS and one.low < one.high and largest < 2 ** (WIDE_BITS - 1)
+    if isinstance(one, Decide):
+        least, most = (-NARROW_LIMIT, NARROW_LIMIT) if len(one.inputs) == 1 else (-NARROW_LIMIT, 0)
+        return one.scale == 0 and all(least < each < most for each in one.thresholds)
     limit = one.limit if isinstance(one, Relu) else None
     shifts = one.shifts if isinstance(one, Add | Concat) else ()
     fits = 0 <= one.scale <= LARGEST_SCALE and all(0 <= shift <= LARGEST_SCALE for shift in shifts)
@@ -86,11 +99,14 @@ def _numbers_fit(one: Operation) -> bool:
 
 def _rings_fit(one: Operation, narrow: list[bool]) -> bool:
     if isinstance(one, Relu | Rescale):
-        return narrow == [True] and not one.narrow and 0 <= one.drop <= _MOST_DROPPED and one.scale == FRACTION_BITS
+        dropped = 0 <= one.drop <= _MOST_DROPPED and _FEWEST_BITS <= one.scale <= FRACTION_BITS
+        return narrow == [True] and not one.narrow and dropped
     if isinstance(one, Narrow):
         return narrow == [False] and one.narrow and 0 <= one.drop <= WIDE_BITS - NARROW_BITS
     if isinstance(one, MaxPool):
         return narrow == [True] and one.narrow
+    if isinstance(one, Decide):
+        return narrow in ([True], [True, True]) and not one.narrow
     if isinstance(one, Linear | SumPool):
         return narrow == [False] and not one.narrow
     return all(item == one.narrow for item in narrow)
@@ -146,6 +162,13 @@ def _(one: Add, given: list[Shape]) -> Shape:
     if len(one.shifts) != len(given) or set(given) != {given[0]} or min(one.shifts) < 0:
         raise ValueError("terms")
     return given[0]
+
+
+@result_shape.register
+def _(one: Decide, given: list[Shape]) -> Shape:
+    if not 1 <= len(one.thresholds) <= _MOST_THRESHOLDS or any(shape != (1, *given[0][1:]) for shape in given[1:]):
+        raise ValueError("thresholds, or the largest of something else")
+    return (len(one.thresholds), *given[0])
 
 
 @result_shape.register

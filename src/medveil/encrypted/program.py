@@ -19,6 +19,7 @@ NARROW_BITS = 32
 NARROW_LIMIT = 2**30
 
 Shape = tuple[int, ...]
+Reveal = Literal["logits", "probabilities", "label"]
 LinearKind = Literal["linear", "conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d"]
 
 
@@ -166,14 +167,29 @@ class Reshape(Operation):
 
 
 @dataclass(frozen=True)
+class Decide(Operation):
+    """Bits [value >= threshold], of a narrow value or of its distance from a second input, its largest over the
+    classes; nobody but the hospital learns them. Shape (thresholds, *the value's). A value at most one unit away from
+    a threshold may be misread.
+
+    Args:
+        thresholds: in units of the narrow value; below zero where there are two inputs.
+    """  # noqa: D205 - one sentence
+
+    thresholds: Shape
+
+
+@dataclass(frozen=True)
 class Program:
     """Operations in the order in which they are evaluated.
 
     Args:
         operations: the first is the :class:`Input`; the last one's result is what is revealed.
-        factor: what a revealed number, after its scale, is multiplied with.
-        reveal: fraction bits of the result that the hospital learns; the rest never leaves the vendor's half.
-        error: bound on the absolute error of a revealed number, from the rounding of weights, values and the result.
+        factor: what a revealed number, or one that is compared, is multiplied with after its scale.
+        reveal: fraction bits of the result that the hospital learns; the rest never leaves the vendor's half. None of
+            bits.
+        error: bound on the absolute error of a revealed number, from the rounding of weights, values and the result. Of
+            bits: they are right where the number that is compared is farther than this from its threshold.
         task: what the result means.
         names: of the classes.
     """
@@ -194,6 +210,11 @@ class Program:
     def output(self) -> Operation:
         """What is revealed."""
         return self.operations[-1]
+
+    @property
+    def decision(self) -> Decide | None:
+        """The last operation, where bits are revealed and no numbers."""
+        return self.output if isinstance(self.output, Decide) else None
 
     @property
     def hidden(self) -> int:

@@ -11,7 +11,7 @@ from medveil.encrypted import program as operations
 from medveil.encrypted.fitting import check, refused
 from medveil.encrypted.program import Operation, Program
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_BYTES: Final = 4 << 20
 _MOST_OPERATIONS = 10_000
 _KINDS: Final[dict[str, type[Operation]]] = {
@@ -28,6 +28,7 @@ _KINDS: Final[dict[str, type[Operation]]] = {
         operations.Concat,
         operations.Upsample,
         operations.Reshape,
+        operations.Decide,
     )
 }
 
@@ -35,8 +36,8 @@ _KINDS: Final[dict[str, type[Operation]]] = {
 def public(program: Program) -> Program:
     """The program as the other parties get it: without bounds, which are functions of the weights.
 
-    What is left tells of the weights which ReLUs have a limit, how many bits a narrow value keeps, and the order of
-    magnitude of the error.
+    What is left tells of the weights which ReLUs have a limit, how many bits weights and narrow values keep, and the
+    order of magnitude of the error.
     """
     shown = [one if isinstance(one, operations.Input) else replace(one, bound=0.0) for one in program.operations]
     error = 2.0 ** math.ceil(math.log2(program.error)) if program.error > 0 else 0.0

@@ -1,6 +1,5 @@
 """A finished run as a model that is served on encrypted images, and an image file as what it is asked."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +11,10 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from medveil.configuration import Config
+from medveil.encrypted.compiler.decision import LEVELS, TWO
 from medveil.encrypted.compiler.main import Compiled
 from medveil.encrypted.compiler.main import compile as compile_network
-from medveil.encrypted.program import Program
+from medveil.encrypted.program import Program, Reveal
 from medveil.errors import ImageError, ProtocolError
 from medveil.imaging.dicom import read_dicom
 from medveil.imaging.nifti import read_nifti
@@ -47,7 +47,9 @@ class Description(Config):
         model: architecture, without weights.
         clear: whether the hospital computes fixed features, or an interpolation, in the clear.
         threshold: of class 1 for two classes; the run fixed it.
-        reveal_bits: fraction bits of every logit that the hospital learns.
+        reveal: what the hospital learns.
+        reveal_bits: fraction bits of every logit, where it learns logits.
+        levels: of probabilities, where it learns them rounded.
     """
 
     name: str = Field(max_length=200)
@@ -59,7 +61,9 @@ class Description(Config):
     model: ModelConfig
     clear: bool
     threshold: float | None = None
+    reveal: Reveal = "logits"
     reveal_bits: int = Field(ge=0)
+    levels: int = Field(default=20, ge=LEVELS[0], le=LEVELS[1])
 
     def parts(self) -> tuple[nn.Module | None, nn.Module | None]:
         """What the hospital computes in the clear: fixed features before, an interpolation behind. No weights."""
@@ -85,16 +89,19 @@ class Served:
     module: nn.Module
 
 
-def serve_run(run: Path, *, reveal_bits: int = 16) -> Served:
+def serve_run(run: Path, *, reveal: Reveal = "logits", reveal_bits: int = 16, levels: int = 20) -> Served:
     """Compile the model of a finished run.
 
     Args:
         run: its folder.
-        reveal_bits: fraction bits of the logits that a hospital learns.
+        reveal: what a hospital learns: logits, probabilities rounded to 1/levels, or the label or mask alone.
+        reveal_bits: fraction bits of the logits.
+        levels: of the probabilities.
 
     Raises:
         RunError: not a finished run.
         ManifestError: files of the run changed after it was signed.
+        ConfigError: an answer that this network cannot be reduced to.
         UnsupportedLayer: a network that cannot be evaluated on encrypted images.
     """
     folder = RunFolder(run)
@@ -107,7 +114,18 @@ def serve_run(run: Path, *, reveal_bits: int = 16) -> Served:
     scale = input_scale(plan.data.preprocess)
     low, high = (-_ZSCORE, _ZSCORE) if plan.data.preprocess.intensity == "zscore" else (0.0, 1.0)
     limits = ((low - scale.shift) / scale.scale, (high - scale.shift) / scale.scale)
-    compiled = compile_network(module.eval(), shape, limits, task=plan.task, names=names, reveal_bits=reveal_bits)
+    threshold = stored_threshold(content).value if plan.task == "classification" else None
+    compiled = compile_network(
+        module.eval(),
+        shape,
+        limits,
+        task=plan.task,
+        names=names,
+        reveal=reveal,
+        reveal_bits=reveal_bits,
+        levels=levels,
+        threshold=threshold if reveal != "logits" and len(names) == TWO else None,
+    )
     description = Description(
         name=content["name"],
         task=plan.task,
@@ -116,9 +134,11 @@ def serve_run(run: Path, *, reveal_bits: int = 16) -> Served:
         input_range=limits,
         preprocess=plan.data.preprocess,
         model=plan.model,
+        reveal=reveal,
         reveal_bits=compiled.program.reveal,
+        levels=levels,
         clear=compiled.front is not None or compiled.back is not None,
-        threshold=stored_threshold(content).value if plan.task == "classification" else None,
+        threshold=threshold,
     )
     return Served(compiled, description, module.eval())
 
@@ -193,48 +213,7 @@ def encode(images: torch.Tensor, program: Program, front: nn.Module | None) -> N
 
 
 def decode(result: NDArray[np.float64], back: nn.Module | None) -> torch.Tensor:
-    """Logits, float64, from what was revealed."""
-    logits = torch.from_numpy(result)
+    """Logits, float64, from what was revealed; or the bits that were revealed, as they are."""
+    found = torch.from_numpy(result)
     with torch.no_grad():
-        return logits if back is None else back.double()(logits)
-
-
-def answer(logits: torch.Tensor, description: Description) -> dict[str, Any]:
-    """What a reader wants to know of one image's logits.
-
-    Returns:
-        ``label`` and ``probabilities`` by class, or ``mask`` (rows of class indices) and ``pixels`` by class.
-    """
-    names = description.class_names
-    if description.task == "segmentation":
-        mask = logits[0].argmax(0)
-        counts = torch.bincount(mask.flatten(), minlength=len(names)).tolist()
-        return {"mask": mask.tolist(), "pixels": dict(zip(names, counts, strict=True))}
-    probabilities = logits[0].softmax(0).tolist()
-    place = int(np.argmax(probabilities))
-    if description.threshold is not None and len(names) == 2:  # noqa: PLR2004 - a yes-or-no question
-        place = int(probabilities[1] >= description.threshold)
-    return {"label": names[place], "probabilities": dict(zip(names, probabilities, strict=True))}
-
-
-def leakage(description: Description, shape: Sequence[int]) -> dict[str, Any]:
-    """Who learns what from one diagnosis, for programs and readers."""
-    return {
-        "adversary": "semi-honest: all parties follow the protocol",
-        "hospital_learns": [
-            f"logits to {description.reveal_bits} fraction bits, shape {list(shape)}",
-            "of the model: architecture, shapes, ranges, which ReLUs have a limit, bits kept, the order of its error",
-        ],
-        "vendor_learns": ["that an evaluation took place, and when"],
-        "dealer_learns": [
-            "what the hospital learns of the model but for the answer",
-            "how many evaluations were dealt",
-        ],
-        "breaks_if": [
-            "dealer and vendor work together: they see the image",
-            "dealer and hospital work together: they see the weights",
-            "the dealer reads what hospital and vendor say to each other, which TLS prevents",
-        ],
-        "not_detected": "a party that deviates can spoil the result, and may learn more than is said here",
-        "answers_accumulate": "many answers together reveal the model: count and limit requests",
-    }
+        return found if back is None else back.double()(found)

@@ -16,23 +16,21 @@ import torch
 
 from medveil.encrypted.dealer import Dealer, fetch_as_hospital, fetch_as_vendor
 from medveil.encrypted.hospital import Hospital
-from medveil.encrypted.program import Program
+from medveil.encrypted.program import Reveal
 from medveil.encrypted.vendor import Vendor
 from medveil.encrypted.wire.certificates import make_authority, make_certificate
 from medveil.encrypted.wire.connect import Address, Identity, Listener, connect
 from medveil.encrypted.wire.link import Link
-from medveil.errors import MedveilError, ProtocolError, RunError
+from medveil.errors import MedveilError, RunError
 from medveil.study.diagnosis import (
-    Description,
     Served,
-    answer,
     decode,
     encode,
-    leakage,
     read_description,
     read_image,
     serve_run,
 )
+from medveil.study.diagnosis_answer import answer, check_told, leakage, shown
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -88,7 +86,9 @@ def run_vendor(
     count: int,
     times: int | None,
     say: Say,
+    reveal: Reveal = "logits",
     reveal_bits: int = 16,
+    levels: int = 20,
 ) -> None:
     """Serve the model of a run; correlations are fetched from the dealer first where there is no store.
 
@@ -101,9 +101,11 @@ def run_vendor(
         count: evaluations to have dealt.
         times: sessions to serve; None serves without end.
         say: told the port, and every failure.
+        reveal: as of :func:`~medveil.study.diagnosis.serve_run`, as the next two.
         reveal_bits: fraction bits of the logits that a hospital learns.
+        levels: of the probabilities that it learns.
     """
-    served = serve_run(run, reveal_bits=reveal_bits)
+    served = serve_run(run, reveal=reveal, reveal_bits=reveal_bits, levels=levels)
     program = served.compiled.program
     if not store.exists():
         with connect(dealer, identity, role="dealer", timeout_s=600.0) as link:
@@ -146,9 +148,9 @@ def diagnose(
         note: told, before anything of the image is sent, who will learn what.
 
     Returns:
-        What :func:`~medveil.study.diagnosis.answer` says, ``exact`` (logits), ``bytes_online`` (both ways, frames too),
-        ``bytes_setup`` (program and masked weights, where they are not kept beside the store), ``messages``,
-        ``seconds_online``, ``seconds_prepared`` and ``leakage``.
+        What :func:`~medveil.study.diagnosis_answer.answer` says, ``exact`` (logits; None where bits were revealed),
+        ``bytes_online`` (both ways, frames too), ``bytes_setup`` (program and masked weights, where they are not kept
+        beside the store), ``messages``, ``seconds_online``, ``seconds_prepared`` and ``leakage``.
 
     Raises:
         ImageError: the image cannot be used; nothing was sent.
@@ -167,10 +169,10 @@ def diagnose(
         setup = link.bytes_sent + link.bytes_received
         result, measured = session.diagnose(encode(images, program, front), store)
         session.end()
-    logits = decode(result, back)
+    found = decode(result, back)
     return {
-        **answer(logits, description),
-        "exact": logits[0].tolist(),
+        **answer(found, description),
+        "exact": found[0].tolist() if description.reveal == "logits" else None,
         "bytes_online": measured.bytes_sent + measured.bytes_received,
         "bytes_sent": measured.bytes_sent,
         "bytes_received": measured.bytes_received,
@@ -182,34 +184,30 @@ def diagnose(
     }
 
 
-def check_told(description: Description, program: Program) -> None:
-    """What a vendor tells and what it would have evaluated are the same.
-
-    Raises:
-        ProtocolError: they are not.
-    """
-    told = (description.task, description.class_names, description.reveal_bits)
-    if told != (program.task, program.names, program.reveal) or program.output.shape[0] != len(program.names):
-        raise ProtocolError(
-            "A vendor's description and its program say different things",
-            expected="the same task, classes and revealed bits",
-            remedy="do not use this vendor's model",
-        )
-
-
-def local(run: Path, image: Path, *, position: int | None = None, note: Callable[[str], None]) -> dict[str, Any]:
+def local(
+    run: Path,
+    image: Path,
+    *,
+    position: int | None = None,
+    reveal: Reveal = "logits",
+    levels: int = 20,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
     """Dealer, vendor and hospital as three processes of this machine, and the plain network for comparison.
 
     Args:
         run: folder of the vendor's run.
         image: file of the hospital.
         position: of the slice, where the model reads slices.
+        reveal: as of :func:`~medveil.study.diagnosis.serve_run`.
+        levels: likewise.
         note: told what happens.
 
     Returns:
-        As :func:`diagnose`, with ``seconds_offline`` (from the start until all was dealt and fetched; the dealer has
-        ended by then), ``plaintext_max_error`` (largest difference of a logit from the plain network's) and
-        ``plaintext_agrees`` (whether label, or every pixel of the mask, is the same).
+        As :func:`diagnose`, with ``seconds_offline`` (from the start until all was dealt and fetched;
+        the dealer has ended by then), ``plaintext_max_error`` (largest difference of a logit, or of a rounded
+        probability, from the plain network's; None where neither is revealed) and ``plaintext_agrees`` (whether label,
+        or every pixel of the mask, is the same).
 
     Raises:
         ImageError: the image cannot be used; nothing was started.
@@ -217,7 +215,7 @@ def local(run: Path, image: Path, *, position: int | None = None, note: Callable
         UnsupportedLayer: a network that cannot be evaluated on encrypted images.
     """
     begun = time.perf_counter()
-    served = serve_run(run)
+    served = serve_run(run, reveal=reveal, levels=levels)
     images = read_image(image, served.description, position=position)
     with tempfile.TemporaryDirectory(prefix="medveil-") as made:
         folder = Path(made)
@@ -232,6 +230,7 @@ def local(run: Path, image: Path, *, position: int | None = None, note: Callable
             note("The vendor compiles its model and has correlations dealt")
             asked = ["--model", str(run), "--store", str(folder / "vendor"), "--listen", "127.0.0.1:0"]
             asked += ["--dealer", f"127.0.0.1:{told['vendors']}", "--count", "1", "--times", "2"]
+            asked += ["--reveal", reveal, "--levels", str(levels)]
             with _party(keys, "vendor", asked, home) as (_, offered):
                 vendor = ["--vendor", f"127.0.0.1:{offered['listening']}", "--store", str(folder / "hospital")]
                 note("The hospital fetches its correlations; the dealer ends")
@@ -247,13 +246,14 @@ def local(run: Path, image: Path, *, position: int | None = None, note: Callable
 def _compared(served: Served, images: torch.Tensor, found: dict[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         logits = served.module(images).double()
-    plain = answer(logits, served.description)
-    told = torch.tensor(found.pop("exact"), dtype=torch.float64).reshape(logits.shape)
+    plain = answer(shown(logits, served.description), served.description)
     same = "mask" if served.description.task == "segmentation" else "label"
-    return {
-        "plaintext_max_error": float((told - logits).abs().max()),
-        "plaintext_agrees": found[same] == plain[same],
-    }
+    exact, error = found["exact"], None
+    if exact is not None:
+        error = float((torch.tensor(exact, dtype=torch.float64).reshape(logits.shape) - logits).abs().max())
+    elif "probabilities" in plain:
+        error = max(abs(found["probabilities"][name] - each) for name, each in plain["probabilities"].items())
+    return {"plaintext_max_error": error, "plaintext_agrees": found[same] == plain[same]}
 
 
 def _command(keys: Path, role: str, arguments: list[str]) -> list[str]:

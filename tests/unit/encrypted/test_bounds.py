@@ -20,7 +20,12 @@ from medveil.models.scattering import ScatteringConfig, ScatteringFront
 def _known(low, high, error=0.0, norm=math.inf):
     low, high = (torch.as_tensor(each, dtype=torch.float64) for each in (low, high))
     spread = torch.full_like(low, error)
-    return Range(low, high, spread, spread.square(), torch.stack([low, high]), norm)
+    ends = torch.stack([low, high])
+    return Range(low, high, spread, ends, ends, norm)
+
+
+def _mean_square(known):
+    return (known.trials - known.probes).square().mean().item()
 
 
 def _convolution(padding=0):
@@ -82,14 +87,17 @@ def test_the_error_of_narrowing_is_attained_by_shares_and_never_exceeded():
     generator = torch.Generator().manual_seed(1)
     values = torch.randint(-(2**40), 2**40, (50_000,), generator=generator)
     masks = torch.randint(0, 2**48, values.shape, generator=generator)
-    found = _signed((masks >> 12) + ((values - masks) % 2**48 >> 12), 32)
+    found = _signed((masks + 2**12 - 1 >> 12) + ((values - masks) % 2**48 >> 12), 32)
     exact = values.double() / 2**32
-    known = bounds.narrowed(_known(exact, exact), 20)
+    known = bounds.dropped(_known(exact, exact), 12, 20)
     off = found.double() / 2**20 - exact
     assert bool((found.double() / 2**20 >= known.low).all())
     assert bool((found.double() / 2**20 <= known.high).all())
     assert 0.9 * known.error.max() < off.abs().max() <= known.error.max()
-    assert off.square().mean().item() == pytest.approx(known.variance.max().item(), rel=0.05)
+    assert off.square().mean().item() == pytest.approx(_mean_square(known), rel=0.05)
+    deviation = off.square().mean().sqrt().item() / math.sqrt(len(off))
+    assert abs(off.mean().item()) < 5 * deviation
+    assert abs(off.mean().item() - 2.0**-20) > 5 * deviation  # what both rounding down would give
 
 
 def test_the_error_of_rescaling_is_attained_by_masks_and_never_exceeded():
@@ -101,12 +109,12 @@ def test_the_error_of_rescaling_is_attained_by_masks_and_never_exceeded():
     wrapped = (moved < 2**31) * 2**28 * (masks >> 31)
     found = (moved >> 4) - 2**26 - (masks >> 4) + wrapped
     exact = values.double() / 2**20
-    known = bounds.rescaled(_known(exact, exact), 4)
+    known = bounds.dropped(_known(exact, exact), 4, 16)
     off = found.double() / 2**16 - exact
     assert 0.9 * known.error.max() < off.abs().max() <= known.error.max()
-    assert off.square().mean().item() == pytest.approx(known.variance.max().item(), rel=0.05)
-    exactly = bounds.rescaled(_known(exact, exact), 0)
-    assert exactly.error.max() == 0
+    assert off.square().mean().item() == pytest.approx(_mean_square(known), rel=0.05)
+    exactly = bounds.dropped(_known(exact, exact), 0, 20)
+    assert exactly.error.max() == _mean_square(exactly) == 0
 
 
 def test_narrow_values_carry_as_many_bits_as_their_range_allows():

@@ -54,10 +54,10 @@ def _linear(one, values, weights, rng):
 
 
 def _narrow(one, values, weights, rng):
-    """The carry of the dropped bits is missing at random."""
+    """One of the two integers around the quotient, at random."""
     assert 0 <= one.drop <= 16
-    floor = values[0] >> one.drop
-    return floor - _random_bits(rng, floor.shape) if one.drop else floor
+    rest = torch.from_numpy(rng.integers(0, 2**one.drop, tuple(values[0].shape)))
+    return (values[0] + rest) >> one.drop
 
 
 def _dropped(values, drop, rng):
@@ -67,7 +67,7 @@ def _dropped(values, drop, rng):
 
 
 def _relu(one, values, weights, rng):
-    assert 0 <= one.drop <= 4
+    assert 0 <= one.drop <= 8
     given_values = values[0]
     assert one.limit is None or int(given_values.max()) < one.limit, "the image would be refused"
     # Whether a value of at most one unit counts as positive is left to chance.

@@ -147,6 +147,69 @@ def test_both_may_send_at_once_more_than_the_network_holds(two):
     assert all(np.array_equal(np.frombuffer(one, np.uint8), data) for one in got)
 
 
+@pytest.fixture
+def two_over_tcp():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        mine = socket.create_connection(server.getsockname())
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17)  # so that much waits for the thread that writes
+        ends = [Link(each, timeout_s=TIMEOUT) for each in (mine, server.accept()[0])]
+    yield ends
+    for end in ends:
+        end.close(discard=True)
+
+
+def exchange(ends, sizes):
+    """Each side sends messages of these sizes, all at once, and reads the other's: what both got, in order."""
+    sent = [[bytes([which, at]) * size for at, size in enumerate(sizes)] for which in (0, 1)]
+    got = [[], []]
+
+    def act(which):
+        for message in sent[which]:
+            ends[which].send(message)
+            ends[which].flush()
+        got[which].extend(bytes(ends[which].receive(2 * size)) for size in sizes)
+
+    assert run_both(lambda: act(0), lambda: act(1)) == [None, None]
+    return got[0] == sent[1] and got[1] == sent[0]
+
+
+def test_messages_of_all_sizes_keep_their_order_over_tcp(two_over_tcp):
+    assert exchange(two_over_tcp, [1, 12, 700_000, 3, 40_000, 2_000_000, 1, 5_000])
+
+
+def test_without_waiting_for_what_is_queued_messages_would_overtake_it(two_over_tcp, monkeypatch):
+    monkeypatch.setattr(link_module.Writer, "queued", 0)
+    with pytest.raises(AssertionError):
+        assert exchange(two_over_tcp, [1, 12, 700_000, 3, 40_000, 2_000_000, 1, 5_000])
+
+
+def test_what_comes_piece_by_piece_over_tcp_is_read_before_all_has_come():
+    payload = bytes(range(256)) * 400
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        peer = socket.create_connection(server.getsockname())
+        link = Link(server.accept()[0], timeout_s=TIMEOUT)
+    with peer:
+        data = frame(payload)
+
+        def trickle():
+            for start in range(0, len(data), 20_000):
+                peer.sendall(data[start : start + 20_000])
+                time.sleep(0.05)
+
+        feeder = threading.Thread(target=trickle)
+        feeder.start()
+        assert bytes(link.receive(len(payload))) == payload
+        feeder.join()
+        peer.sendall(frame(b"last", 1)[:-1])
+        reader = threading.Thread(target=lambda: link.receive(4))
+        reader.start()
+        time.sleep(0.1)
+        peer.sendall(b"t")
+        reader.join(1)
+        assert not reader.is_alive()
+        link.close(discard=True)
+
+
 def test_without_the_writing_thread_both_would_wait(two):
     """The defence removed: sending in the party's own thread, with the network full, ends in the timeout."""
     ends = socket.socketpair()
@@ -266,6 +329,7 @@ def test_a_peer_that_is_lost_while_it_is_sent_to_is_noticed(two):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_fault_of_our_own_while_sending_hangs_nobody(two, monkeypatch):
     here, _ = two
+    monkeypatch.setattr(here._transport, "offer", lambda *_: 0)  # the network is busy: the writer's thread takes over
     monkeypatch.setattr(here._transport, "write", lambda *_: 1 // 0)
     here.send(b"x")
     with pytest.raises(ProtocolError, match="Sending has ended"):

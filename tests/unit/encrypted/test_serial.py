@@ -1,12 +1,13 @@
 """Programs travel as JSON and come back the same; anything else is refused before it is evaluated."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medveil.encrypted.program import Input, Linear, MaxPool, Narrow, Program, Relu, Reshape, SumPool
+from medveil.encrypted.program import Decide, Input, Linear, MaxPool, Narrow, Program, Relu, Reshape, SumPool
 from medveil.encrypted.serial import MAX_BYTES, from_json, program_hash, public, to_json
 from medveil.errors import MessageError
 
@@ -50,7 +51,8 @@ def changed(path, value):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (["version"], 2),
+        (["version"], 1),
+        (["version"], 3),
         (["operations"], []),
         (["names"], "no"),
         (["task"], "generation"),
@@ -76,7 +78,9 @@ def changed(path, value):
         (["operations", 3, "kernel"], [0, 3]),
         (["operations", 3, "padding"], [3, 3]),
         (["operations", 3, "narrow"], False),
-        (["operations", 4, "drop"], 5),
+        (["operations", 4, "drop"], 9),
+        (["operations", 4, "scale"], 17),
+        (["operations", 4, "scale"], 7),
         (["operations", 4, "limit"], "high"),
         (["operations", 4, "limit"], 2**39),
         (["operations", 4, "limit"], -7),
@@ -108,6 +112,62 @@ def test_any_change_of_bytes_is_refused_or_still_a_program(data):
     except MessageError:
         return
     assert from_json(to_json(found)) == found
+
+
+DECIDING = replace(
+    PROGRAM,
+    operations=(
+        *PROGRAM.operations,
+        Narrow("m", ("l",), (2,), 20, True, 40.0, 16),
+        Reshape("i", ("m",), (1, 2, 1), 20, True, 40.0),
+        MaxPool("j", ("i",), (1, 1, 1), 20, True, 40.0, (2, 1), (2, 1), (0, 0)),
+        Reshape("k", ("j",), (1,), 20, True, 40.0),
+        Decide("d", ("m", "k"), (3, 2), 0, False, 1.0, (-2, -4000, -1000)),
+    ),
+    reveal=0,
+)
+
+
+def test_a_program_that_reveals_bits_comes_back_the_same():
+    assert from_json(to_json(DECIDING)) == public(DECIDING)
+    assert DECIDING.decision is DECIDING.operations[-1]
+    assert PROGRAM.decision is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["reveal"], 1),
+        (["factor"], 0.0),
+        (["factor"], -1.0),
+        (["factor"], 1e-300),
+        (["operations", 12, "thresholds"], []),
+        (["operations", 12, "thresholds"], [-2, -4000]),
+        (["operations", 12, "thresholds"], [-2, -4000, 0]),
+        (["operations", 12, "thresholds"], [-2, -4000, -(2**30)]),
+        (["operations", 12, "thresholds"], [-2, -4000, True]),
+        (["operations", 12, "inputs"], ["k", "m"]),
+        (["operations", 12, "inputs"], ["m", "m"]),
+        (["operations", 12, "inputs"], ["l"]),
+        (["operations", 12, "narrow"], True),
+        (["operations", 12, "scale"], 1),
+        (["operations", 12, "shape"], [2, 3]),
+    ],
+)
+def test_bits_that_do_not_fit_are_refused(path, value):
+    content = json.loads(to_json(DECIDING))
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(MessageError):
+        from_json(json.dumps(content).encode())
+
+
+def test_bits_in_the_middle_are_refused():
+    more = Reshape("e", ("d",), (6,), 0, False, 1.0)
+    with pytest.raises(MessageError, match="middle"):
+        from_json(to_json(replace(DECIDING, operations=(*DECIDING.operations, more))))
 
 
 def test_it_is_not_read_beyond_its_limit():

@@ -1,15 +1,16 @@
 """A run becomes a served model; an image file becomes its input or is refused; logits become an answer."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from medveil.errors import ImageError, ProtocolError, UnsupportedLayer
-from medveil.study.diagnosis import answer, decode, encode, leakage, read_description, read_image, serve_run
-from medveil.study.diagnosis_parties import check_told
+from medveil.errors import ConfigError, ImageError, ProtocolError, UnsupportedLayer
+from medveil.study.diagnosis import decode, encode, read_description, read_image, serve_run
+from medveil.study.diagnosis_answer import answer, check_told, leakage, shown
 from medveil.study.plan import load_plan
 from medveil.study.train import train
 
@@ -120,9 +121,43 @@ def test_a_description_that_is_not_the_programs_is_refused(run_of):
     served = serve_run(run_of("cnn"))
     program = served.compiled.program
     check_told(served.description, program)
-    for wrong in ({"reveal_bits": 3}, {"class_names": ("a", "b", "c")}, {"task": "segmentation"}):
+    for wrong in (
+        {"reveal_bits": 3},
+        {"class_names": ("a", "b", "c")},
+        {"task": "segmentation"},
+        {"reveal": "label"},
+    ):
         with pytest.raises(ProtocolError, match="different things"):
             check_told(served.description.model_copy(update=wrong), program)
+
+
+@pytest.mark.parametrize("reveal", ["label", "probabilities"])
+def test_a_program_that_reveals_other_bits_than_were_told_is_refused(run_of, reveal):
+    """More thresholds than were told would show more of the number that is compared."""
+    served = serve_run(run_of("cnn"), reveal=reveal, levels=10)
+    description, program = served.description, served.compiled.program
+    check_told(description, program)
+    wrongs = [{"reveal": "logits"}, {"threshold": 0.987}, {"reveal": "label", "levels": 2, "threshold": None}]
+    wrongs += [{"levels": 11}, {"reveal": "label"}] if reveal == "probabilities" else [{"reveal": "probabilities"}]
+    for wrong in wrongs:
+        with pytest.raises(ProtocolError, match="different things"):
+            check_told(description.model_copy(update=wrong), program)
+    more = replace(program.decision, thresholds=(*program.decision.thresholds, 77))
+    with pytest.raises(ProtocolError, match="different things"):
+        check_told(description, replace(program, operations=(*program.operations[:-1], more)))
+
+
+def test_a_mask_alone_is_checked_too(run_of):
+    served = serve_run(run_of("unet"), reveal="label")
+    check_told(served.description, served.compiled.program)
+    assert read_description(json.loads(served.description.model_dump_json())) == served.description
+    with pytest.raises(ConfigError, match="probabilities"):
+        serve_run(run_of("unet"), reveal="probabilities")
+
+
+def test_a_mask_that_the_hospital_interpolates_is_refused_with_a_remedy(run_of):
+    with pytest.raises(ConfigError, match=r'interpolation.*reveal = "logits"'):
+        serve_run(run_of("filterbank"), reveal="label")
 
 
 def test_a_description_of_another_form_is_refused(run_of):
@@ -153,3 +188,61 @@ def test_answers(run_of):
     assert said == {"mask": [[0, 2], [0, 0]], "pixels": {"none": 3, "a": 0, "b": 1}}
     told = leakage(described, (2,))
     assert any("dealer and vendor" in line for line in told["breaks_if"])
+
+
+def likelihoods(logits):
+    spread = np.exp(logits - logits.max())
+    return spread / spread.sum()
+
+
+@pytest.mark.parametrize("names", [("no", "yes"), ("a", "b", "c", "d")])
+def test_answers_of_bits(run_of, names):
+    """Rounded by hand, from random logits."""
+    rng = np.random.default_rng(3)
+    described = serve_run(run_of("cnn")).description
+    described = described.model_copy(
+        update={"class_names": names, "threshold": 0.4 if len(names) == 2 else None, "reveal": "probabilities"}
+    )
+    for _ in range(50):
+        logits = rng.normal(0, 2, (1, len(names)))
+        likely = likelihoods(logits[0])
+        said = answer(shown(torch.from_numpy(logits), described), described)
+        place = int(likely[1] >= 0.4) if len(names) == 2 else int(likely.argmax())
+        assert said["label"] == names[place]
+        found = np.array([said["probabilities"][name] for name in names])
+        assert found.sum() == pytest.approx(1)
+        if len(names) == 2:
+            assert found[1] == pytest.approx(np.floor(likely[1] * 20 + 0.5) / 20)
+        else:
+            ratios = np.floor(likely / likely.max() * 20 + 0.5) / 20
+            np.testing.assert_allclose(found, ratios / ratios.sum())
+        label = described.model_copy(update={"reveal": "label"})
+        assert answer(shown(torch.from_numpy(logits), label), label) == {"label": names[place]}
+
+
+@pytest.mark.parametrize("names", [("none", "a"), ("none", "a", "b")])
+def test_masks_of_bits(run_of, names):
+    logits = np.random.default_rng(4).normal(0, 2, (1, len(names), 5, 4))
+    described = serve_run(run_of("unet")).description.model_copy(update={"class_names": names, "reveal": "label"})
+    said = answer(shown(torch.from_numpy(logits), described), described)
+    assert said["mask"] == logits[0].argmax(0).tolist()
+    assert said["pixels"] == {name: int((logits[0].argmax(0) == place).sum()) for place, name in enumerate(names)}
+
+
+def test_of_classes_that_are_as_good_as_equal_the_first_is_said(run_of):
+    described = serve_run(run_of("cnn")).description.model_copy(
+        update={"class_names": ("a", "b", "c"), "threshold": None, "reveal": "label"}
+    )
+    assert answer(torch.tensor([[[0.0, 1.0, 1.0]]]), described) == {"label": "b"}
+
+
+def test_what_is_revealed_is_told(run_of):
+    described = serve_run(run_of("cnn")).description.model_copy(update={"threshold": 0.25})
+    first = {
+        reveal: leakage(described.model_copy(update={"reveal": reveal}), (2,))["hospital_learns"]
+        for reveal in ("logits", "probabilities", "label")
+    }
+    assert "logits to 16 fraction bits" in first["logits"][0]
+    assert "at least 0.25" in first["label"][0]
+    assert not any("rounded" in line for line in first["label"])
+    assert any("rounded to 1/20" in line for line in first["probabilities"])

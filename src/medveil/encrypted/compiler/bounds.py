@@ -5,8 +5,8 @@
 - Error: distance to the network in exact arithmetic. Certified: every rounding at its worst, added up through absolute
   weights. It grows with the product of the layers' L1 norms, so it is tight for shallow and very loose for deep
   networks.
-- Variance: the same with roundings as independent random variables, added up through squared weights, with the
-  activations of a few synthetic images in place of their bounds. An estimate of the mean square error, not a bound.
+- Trials: what a few synthetic images become with rounded weights and with roundings drawn at random, beside their exact
+  values. The difference estimates what real images' errors are like; it is no bound.
 
 All numbers are in units of the integer divided by 2**scale.
 """
@@ -23,12 +23,9 @@ from torch.nn import functional
 from medveil.encrypted.compiler.graph import Affine
 from medveil.encrypted.program import FRACTION_BITS, Shape
 
-# Narrowing drops bits of both shares: below the exact quotient by less than two units, by one on average.
-_NARROW_UNITS: Final = 2
-_NARROW_SQUARE: Final = 7 / 6
-# ReLU and rescaling drop bits of z and of its mask: at random the next integer below or above, right on average.
+# Narrowing drops bits of both shares, ReLU and rescaling of z and of its mask, one rounded up and one down: at random
+# the next integer below or above, right on average.
 _DROP_UNITS: Final = 1
-_DROP_SQUARE: Final = 1 / 6
 # Interval ends are computed in float64.
 _FLOAT_SLACK: Final = 1e-9
 _POOLS: Final[dict[int, Callable[..., Tensor]]] = {2: functional.max_pool2d, 3: functional.max_pool3d}
@@ -43,16 +40,16 @@ class Range:
         low: no integer is smaller.
         high: no integer is larger.
         error: certified absolute error.
-        variance: estimate of the mean square error.
         probes: the exact values for synthetic images, shape (images, *shape).
+        trials: the values with roundings as they may fall, likewise. Both may be of no image.
         norm: the value's L2 norm is at most this.
     """
 
     low: Tensor
     high: Tensor
     error: Tensor
-    variance: Tensor
     probes: Tensor
+    trials: Tensor
     norm: float
 
     @property
@@ -71,7 +68,8 @@ def of_input(low: Tensor, high: Tensor, norm: float, probes: Tensor) -> Range:
     half = 2.0 ** -(FRACTION_BITS + 1)
     error = torch.full_like(low, half)
     grown = norm + half * math.sqrt(low.numel())
-    return _bounded(Range(low - half, high + half, error, error.square() / 3, probes, grown))
+    trials = (probes * 2.0**FRACTION_BITS).round() / 2.0**FRACTION_BITS
+    return _bounded(Range(low - half, high + half, error, probes, trials, grown))
 
 
 def linear(value: Range, layer: Affine, weight: Tensor, bias: Tensor) -> Range:
@@ -86,63 +84,65 @@ def linear(value: Range, layer: Affine, weight: Tensor, bias: Tensor) -> Range:
     columns = (-1, *(1,) * (weight.ndim - 2))
     shown, exact = bias.reshape(columns), layer.bias.reshape(columns)
     off, off_bias = weight - layer.weight, shown - exact
-    middle = layer.apply(((value.low + value.high) / 2)[None], weight)[0] + shown
-    wide = torch.stack([(value.high - value.low) / 2, value.error])
-    radius, error = layer.apply(wide, weight.abs())
+    error = layer.apply(value.error[None], weight.abs())[0]
     error = error + layer.apply((value.magnitudes + value.error)[None], off.abs())[0] + off_bias.abs()
-    variance = layer.apply(value.variance[None], weight.square())[0]
-    moments = value.probes.square().mean(0)[None]
-    variance = variance + layer.apply(moments, off.square())[0] + off_bias.square()
-    radius = radius + _FLOAT_SLACK * (middle.abs() + radius)
-    reach = (layer.by_output(weight).norm(dim=1) * value.norm).reshape(columns)
-    low, high = torch.maximum(middle - radius, shown - reach), torch.minimum(middle + radius, shown + reach)
+    low, high = _ends(value, layer, weight, shown)
     # A fully connected layer stretches no vector by more than its Frobenius norm.
     norm = math.inf if layer.kind != "linear" else (weight.norm() * value.norm + bias.norm()).item()
-    return _bounded(Range(low, high, error, variance, layer.apply(value.probes, layer.weight) + exact, norm))
+    probes, trials = layer.apply(value.probes, layer.weight) + exact, layer.apply(value.trials, weight) + shown
+    return _bounded(Range(low, high, error, probes, trials, norm))
 
 
-def narrowed(value: Range, kept: int) -> Range:
-    """In the narrow ring with ``kept`` fraction bits."""
-    return _rounded(value, 2.0**-kept, below=_NARROW_UNITS, above=0, square=_NARROW_SQUARE)
+def reach(value: Range, layer: Affine) -> float:
+    """Largest absolute value after a linear layer in exact arithmetic."""
+    low, high = _ends(value, layer, layer.weight, layer.bias.reshape(-1, *(1,) * (layer.weight.ndim - 2)))
+    return torch.maximum(low.abs(), high.abs()).max().item()
 
 
-def rescaled(value: Range, drop: int) -> Range:
-    """From the narrow ring back to 16 fraction bits."""
+def _ends(value: Range, layer: Affine, weight: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest values after a layer with these weights and this bias, reshaped for its result."""
+    middle = layer.apply(((value.low + value.high) / 2)[None], weight)[0] + shown
+    radius = layer.apply(((value.high - value.low) / 2)[None], weight.abs())[0]
+    radius = radius + _FLOAT_SLACK * (middle.abs() + radius)
+    longest = (layer.by_output(weight).norm(dim=1) * value.norm).reshape(shown.shape)
+    return torch.maximum(middle - radius, shown - longest), torch.minimum(middle + radius, shown + longest)
+
+
+def dropped(value: Range, drop: int, scale: int) -> Range:
+    """After the last ``drop`` bits were dropped, with ``scale`` fraction bits left: narrowing and rescaling."""
     units = _DROP_UNITS if drop else 0
-    return _rounded(value, 2.0**-FRACTION_BITS, below=units, above=units, square=_DROP_SQUARE if drop else 0)
+    return _rounded(_tried(value, drop, scale), 2.0**-scale, below=units, above=units)
 
 
-def rectified(value: Range, limit: float | None) -> Range:
-    """After ReLU, with 16 fraction bits.
+def rectified(value: Range, limit: float | None, drop: int, scale: int) -> Range:
+    """After ReLU.
 
     Args:
         value: of the narrow ring.
         limit: larger values are noticed, or None.
+        drop: bits that it drops.
+        scale: fraction bits that are left.
     """
     high = value.high if limit is None else value.high.clamp(max=limit)
-    alive = (value.probes > 0).double().mean(0)
     cut = replace(
-        value,
+        _tried(value, drop, scale),
         low=value.low.clamp(min=0),
         high=high.clamp(min=0),
-        variance=value.variance * alive,
         probes=value.probes.relu(),
     )
+    cut = replace(cut, trials=torch.where(value.trials > 0, cut.trials, 0.0))
     # The sign of a value of one narrow unit may be misread, which is at most one unit of the result.
-    return _rounded(cut, 2.0**-FRACTION_BITS, below=_DROP_UNITS, above=_DROP_UNITS, square=_DROP_SQUARE)
+    return _rounded(cut, 2.0**-scale, below=_DROP_UNITS, above=_DROP_UNITS)
 
 
 def maximum(value: Range, kernel: Shape, stride: Shape, padding: Shape, scale: int) -> Range:
     """After maximum pooling at ``scale`` fraction bits; each comparison may misread a difference of one unit."""
     pool = _POOLS[len(kernel)]
-    low, high, error, variance = (
-        pool(each[None], kernel, stride, padding)[0] for each in (value.low, value.high, value.error, value.variance)
-    )
+    low, high, error = (pool(each[None], kernel, stride, padding)[0] for each in (value.low, value.high, value.error))
+    probes, trials = (pool(each, kernel, stride, padding) for each in (value.probes, value.trials))
     overlap = math.prod(math.ceil(side / step) for side, step in zip(kernel, stride, strict=True))
-    pooled = Range(
-        low, high, error, variance, pool(value.probes, kernel, stride, padding), value.norm * math.sqrt(overlap)
-    )
-    return _rounded(pooled, 2.0**-scale, below=sum(kernel) - len(kernel), above=0, square=0)
+    pooled = Range(low, high, error, probes, trials, value.norm * math.sqrt(overlap))
+    return _rounded(pooled, 2.0**-scale, below=sum(kernel) - len(kernel), above=0)
 
 
 def summed(value: Range, kernel: Shape, shift: int) -> Range:
@@ -153,24 +153,23 @@ def summed(value: Range, kernel: Shape, shift: int) -> Range:
         return _MEANS[len(kernel)](each, kernel) * by
 
     low, high, error = (pool(each[None], factor)[0] for each in (value.low, value.high, value.error))
-    variance = pool(value.variance[None], factor / 2.0**shift)[0]
     grown = value.norm * math.sqrt(math.prod(kernel)) / 2.0**shift
-    return _bounded(Range(low, high, error, variance, pool(value.probes, factor), grown))
+    return _bounded(Range(low, high, error, pool(value.probes, factor), pool(value.trials, factor), grown))
 
 
 def added(values: Sequence[Range], factors: Sequence[float]) -> Range:
     """The sum of the values, each times its factor > 0."""
 
-    def total(parts: Sequence[Tensor], power: int = 1) -> Tensor:
-        return torch.stack([part * factor**power for part, factor in zip(parts, factors, strict=True)]).sum(0)
+    def total(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack([part * factor for part, factor in zip(parts, factors, strict=True)]).sum(0)
 
     return _bounded(
         Range(
             total([each.low for each in values]),
             total([each.high for each in values]),
             total([each.error for each in values]),
-            total([each.variance for each in values], 2),
             total([each.probes for each in values]),
+            total([each.trials for each in values]),
             sum(each.norm * factor for each, factor in zip(values, factors, strict=True)),
         )
     )
@@ -179,16 +178,16 @@ def added(values: Sequence[Range], factors: Sequence[float]) -> Range:
 def joined(values: Sequence[Range], factors: Sequence[float]) -> Range:
     """The values behind each other along the channels, each times its factor > 0."""
 
-    def behind(parts: Sequence[Tensor], axis: int = 0, power: int = 1) -> Tensor:
-        return torch.cat([part * factor**power for part, factor in zip(parts, factors, strict=True)], axis)
+    def behind(parts: Sequence[Tensor], axis: int = 0) -> Tensor:
+        return torch.cat([part * factor for part, factor in zip(parts, factors, strict=True)], axis)
 
     return _bounded(
         Range(
             behind([each.low for each in values]),
             behind([each.high for each in values]),
             behind([each.error for each in values]),
-            behind([each.variance for each in values], power=2),
             behind([each.probes for each in values], axis=1),
+            behind([each.trials for each in values], axis=1),
             math.hypot(*(each.norm * factor for each, factor in zip(values, factors, strict=True))),
         )
     )
@@ -206,27 +205,37 @@ def repeated(value: Range, factors: Shape) -> Range:
         spread(value.low),
         spread(value.high),
         spread(value.error),
-        spread(value.variance),
         spread(value.probes),
+        spread(value.trials),
         value.norm * math.sqrt(math.prod(factors)),
     )
 
 
 def reshaped(value: Range, shape: Shape) -> Range:
     """The same numbers in another shape."""
-    low, high, error, variance = (each.reshape(shape) for each in (value.low, value.high, value.error, value.variance))
-    return Range(low, high, error, variance, value.probes.reshape(len(value.probes), *shape), value.norm)
+    low, high, error = (each.reshape(shape) for each in (value.low, value.high, value.error))
+    probes, trials = (each.reshape(len(each), *shape) for each in (value.probes, value.trials))
+    return Range(low, high, error, probes, trials, value.norm)
 
 
-def _rounded(value: Range, unit: float, *, below: int, above: int, square: float) -> Range:
+def _tried(value: Range, drop: int, scale: int) -> Range:
+    """Trials without their last ``drop`` bits: what is rounded up and what is rounded down is drawn at random."""
+    if not drop:
+        return value
+    generator = torch.Generator().manual_seed(value.trials.numel())
+    carried = torch.rand(value.trials.shape, generator=generator, dtype=torch.float64)
+    return replace(value, trials=(value.trials * 2.0**scale + carried).floor() / 2.0**scale)
+
+
+def _rounded(value: Range, unit: float, *, below: int, above: int) -> Range:
     worst = max(below, above) * unit
     return _bounded(
         Range(
             value.low - below * unit,
             value.high + above * unit,
             value.error + worst,
-            value.variance + square * unit**2,
             value.probes,
+            value.trials,
             value.norm + worst * math.sqrt(value.low.numel()),
         )
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Final
 
-from medveil.encrypted.program import Linear, MaxPool, Operation, Program, Relu, Rescale, Shape
+from medveil.encrypted.program import Decide, Linear, MaxPool, Operation, Program, Relu, Rescale, Shape
 
 WORD_BYTES: Final = 8
 """Single bits travel packed, 64 elements a word."""
@@ -92,6 +92,14 @@ def max_pool_cost(operation: MaxPool, given: Shape) -> Cost:
     return Cost(each_way, each_way, 0, exchanges, dealt, comparisons)
 
 
+def decide_cost(operation: Decide) -> Cost:
+    """Opening and tree; dealt: the comparison. The bits themselves are the result."""
+    size = operation.size
+    one_way, dealt = _comparison(size, 1)
+    one_way -= packed(size)  # no coin
+    return Cost(one_way, one_way, 0, 2, dealt, size)
+
+
 def operation_cost(operation: Operation, given: Shape) -> Cost:
     """What one operation costs; local ones nothing.
 
@@ -107,6 +115,8 @@ def operation_cost(operation: Operation, given: Shape) -> Cost:
         return rescale_cost(operation)
     if isinstance(operation, MaxPool):
         return max_pool_cost(operation, given)
+    if isinstance(operation, Decide):
+        return decide_cost(operation)
     return Cost()
 
 
@@ -134,7 +144,7 @@ def program_cost(program: Program) -> Total:
     return Total(
         to_vendor=sum(one.to_vendor for one in costs) + (COINS_BYTES + WORD_BYTES if limits else 0),
         to_hospital=sum(one.to_hospital for one in costs)
-        + WIDE_BYTES * program.output.size
+        + (WIDE_BYTES * program.output.size if program.decision is None else packed(program.output.size))
         + (2 * WORD_BYTES if limits else 0),
         latencies=_latencies(costs, coins=limits > 0),
         dealt=sum(one.dealt for one in costs) + (WORD_BYTES if limits else 0),

@@ -193,6 +193,21 @@ def count_uses(steps: Iterable[Step]) -> Counter[str]:
     return Counter(name for step in steps for name in step.inputs)
 
 
+def narrowed(steps: Iterable[Step]) -> frozenset[str]:
+    """The results that nothing but ReLUs, maxima and linear layers read, which narrow them first."""
+    given = list(steps)
+    others = {
+        name
+        for step in given
+        if not isinstance(step.what, Rectify | Maximum | Affine | Repeat | Rearrange | Scale)
+        for name in step.inputs
+    }
+    for step in reversed(given):
+        if isinstance(step.what, Repeat | Rearrange | Scale) and step.name in others:
+            others.update(step.inputs)
+    return frozenset(step.name for step in given) - others
+
+
 def reachable(steps: dict[str, Step], output: str) -> dict[str, Step]:
     """The steps that ``output`` depends on, in their order; the first, the image, always."""
     needed = {output, next(iter(steps))}

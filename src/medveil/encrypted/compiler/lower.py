@@ -17,8 +17,12 @@ from medveil.encrypted.compiler.rings import LARGEST_SCALE, NARROWABLE, Rings, V
 from medveil.encrypted.program import FRACTION_BITS, WIDE_BITS, Operation
 from medveil.errors import UnsupportedLayer
 
-_WEIGHT_BITS: Final = FRACTION_BITS
+# Fraction bits of weights: as many as the rings have room for.
+_WEIGHT_BITS: Final = (16, 24)
 _MOST_SHIFT: Final = 4
+_WHOLE: Final = 2.0 ** (WIDE_BITS - 1)
+# Weights with more bits, and narrowing, move a bound a little.
+_MARGIN: Final = 1 + 1e-3
 
 
 @dataclass(eq=False)
@@ -27,18 +31,23 @@ class Lowering:
 
     Args:
         activation_limit: above it, values before a ReLU are checked at run time.
+        bits: fraction bits, at most, of what linear layers read: fewer leave more to the weights.
+        largest_scale: of a result that is revealed; None where it is compared.
     """
 
     activation_limit: float
+    bits: int = FRACTION_BITS
+    largest_scale: int | None = WIDE_BITS
     rings: Rings = field(init=False)
     weights: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     biases: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
+    narrowed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        self.rings = Rings(self.activation_limit)
+        self.rings = Rings(self.activation_limit, self.bits)
 
-    def run(self, steps: Mapping[str, graph.Step], output: str, given: Range) -> tuple[Operation, float, Range]:
+    def run(self, steps: Mapping[str, graph.Step], output: str, given: Range) -> Value:
         """Lower all steps.
 
         Args:
@@ -47,18 +56,19 @@ class Lowering:
             given: range of the image.
 
         Returns:
-            The operation that is revealed, its factor and its range.
+            The result.
 
         Raises:
             UnsupportedLayer: a layer whose values may leave the rings.
         """
         uses = graph.count_uses(steps.values())
+        self.narrowed = graph.narrowed(steps.values())
         for step in steps.values():
             self.rings.layer = step.layer
-            self.values[step.name] = self._lower(step, given, last=step.name == output)
+            last = self.largest_scale is not None and step.name == output
+            self.values[step.name] = self._lower(step, given, last=last)
             if step.name == output:
-                found = self.rings.wide(self.values[output])
-                return found, self.values[output].factor, self.rings.ranges[found.name]
+                return self.values[output]
             for name in step.inputs:
                 uses[name] -= 1
                 if not uses[name]:
@@ -109,28 +119,35 @@ class Lowering:
         moved = bounds.reshaped(held, step.shape)
         return Value(source.factor, wide=self.rings.emit(ops.Reshape, step.name, inputs, wide.scale, moved))
 
-    def _linear(self, source: Value, layer: graph.Affine, name: str, *, last: bool) -> Operation:
+    def _linear(self, source: Value, layer: graph.Affine, name: str, *, last: bool = False) -> Operation:
         exact = replace(layer, weight=layer.weight * source.factor)
-        wide = source.wide
-        if wide is not None and wide.scale != FRACTION_BITS:
+        for wide in (source.wide, None):
+            given = wide or self.rings.short(source)
             # Left as it is where the result can be narrowed later, or is revealed as it is.
-            scale = wide.scale + _WEIGHT_BITS
-            rounded = _rounded(exact, scale)
-            held = bounds.linear(self.rings.ranges[wide.name], exact, *rounded)
-            largest = 2.0 ** (WIDE_BITS - 1) if last else NARROWABLE / 2
-            if held.bound * 2.0**scale < largest and (last or scale <= LARGEST_SCALE):
-                return self._emit_linear(name, wide, exact, held, rounded)
-        wide = self.rings.sixteen(source)
-        rounded = _rounded(exact, wide.scale + _WEIGHT_BITS)
-        held = bounds.linear(self.rings.ranges[wide.name], exact, *rounded)
-        return self._emit_linear(name, wide, exact, held, rounded)
+            largest = self._largest(last=last)
+            if given.scale <= FRACTION_BITS or given.scale + _WEIGHT_BITS[0] <= largest:
+                bits, held = self._rounding(given, exact, name, last=last)
+                within = held.bound * 2.0 ** (given.scale + bits) < (_WHOLE if last else NARROWABLE / 2)
+                if given.scale <= FRACTION_BITS or within:
+                    return self._emit_linear(name, given, exact, held, bits)
+        raise AssertionError(name)
 
-    def _emit_linear(
-        self, name: str, source: Operation, layer: graph.Affine, held: Range, rounded: tuple[Tensor, Tensor]
-    ) -> Operation:
-        scale = source.scale + _WEIGHT_BITS
-        weight, bias = rounded
-        self.weights[name] = _integers(weight, _WEIGHT_BITS)
+    def _largest(self, *, last: bool) -> int:
+        return self.largest_scale if last and self.largest_scale is not None else LARGEST_SCALE
+
+    def _rounding(self, source: Operation, layer: graph.Affine, name: str, *, last: bool) -> tuple[int, Range]:
+        """Fraction bits of the weights, and what is then known of the result."""
+        known, bits = self.rings.ranges[source.name], _WEIGHT_BITS[0]
+        if last or name in self.narrowed:
+            most = self._largest(last=last) - source.scale
+            room = (_WHOLE if last else NARROWABLE) / (bounds.reach(known, layer) * 2.0**source.scale * _MARGIN + 1)
+            bits = max(bits, min(_WEIGHT_BITS[1], most, math.floor(math.log2(room))))
+        return bits, bounds.linear(known, layer, *_rounded(layer, source.scale, bits))
+
+    def _emit_linear(self, name: str, source: Operation, layer: graph.Affine, held: Range, bits: int) -> Operation:
+        scale = source.scale + bits
+        weight, bias = _rounded(layer, source.scale, bits)
+        self.weights[name] = _integers(weight, bits)
         self.biases[name] = _integers(bias, scale)
         return self.rings.emit(
             ops.Linear,
@@ -150,21 +167,22 @@ class Lowering:
     def _relu(self, source: Value, name: str) -> Operation:
         narrow = self.rings.narrow(source)
         held = self.rings.ranges[narrow.name]
-        drop = narrow.scale - FRACTION_BITS
+        drop = self.rings.dropped(narrow)
+        scale = narrow.scale - drop
         most = self.activation_limit / source.factor
         limit = max(1, math.ceil(most * 2.0**narrow.scale)) if held.high.max().item() > most else None
         above = None if limit is None else limit / 2.0**narrow.scale
-        rectified = bounds.rectified(held, above)
-        return self.rings.emit(ops.Relu, name, (narrow.name,), FRACTION_BITS, rectified, drop=drop, limit=limit)
+        rectified = bounds.rectified(held, above, drop, scale)
+        return self.rings.emit(ops.Relu, name, (narrow.name,), scale, rectified, drop=drop, limit=limit)
 
     def _mean(self, source: Value, what: graph.Mean, name: str) -> Value:
         count = math.prod(what.kernel)
         for wide in (self.rings.wide(source), None):
-            taken = wide or self.rings.sixteen(source)
+            taken = wide or self.rings.short(source)
             shift = max(0, min(int(math.log2(count)), LARGEST_SCALE - taken.scale))
             held = bounds.summed(self.rings.ranges[taken.name], what.kernel, shift)
             scale = taken.scale + shift
-            if held.bound * 2.0**scale < NARROWABLE or taken.scale == FRACTION_BITS:
+            if held.bound * 2.0**scale < NARROWABLE or taken.scale <= FRACTION_BITS:
                 break
         pooled = self.rings.emit(ops.SumPool, name, (taken.name,), scale, held, kernel=what.kernel)
         return Value(source.factor * 2.0**shift / count, wide=pooled)
@@ -178,7 +196,7 @@ class Lowering:
         lifts = [round(math.log2(value.factor / factor)) for value in given]
         combine = bounds.joined if joined else bounds.added
         for sources in ([self.rings.wide(value) for value in given], None):
-            taken = sources or [self.rings.sixteen(value) for value in given]
+            taken = sources or [self.rings.short(value) for value in given]
             scale = max(operation.scale for operation in taken)
             held = combine([self.rings.ranges[each.name] for each in taken], [2.0**lift for lift in lifts])
             if held.bound * 2.0**scale < NARROWABLE:
@@ -203,13 +221,13 @@ class Lowering:
                 got=f"values of shape {shape}",
                 remedy="add values of shape (channels, *spatial) or vectors",
             )
-        return Value(reference, wide=self._linear(value, layer, name, last=False))
+        return Value(reference, wide=self._linear(value, layer, name))
 
 
-def _rounded(layer: graph.Affine, scale: int) -> tuple[Tensor, Tensor]:
-    """Weights and bias as their integers stand for them."""
-    weight = (layer.weight * 2.0**_WEIGHT_BITS).round() / 2.0**_WEIGHT_BITS
-    return weight, (layer.bias * 2.0**scale).round() / 2.0**scale
+def _rounded(layer: graph.Affine, scale: int, bits: int) -> tuple[Tensor, Tensor]:
+    """Weights and bias as their integers stand for them, for an input with ``scale`` fraction bits."""
+    weight = (layer.weight * 2.0**bits).round() / 2.0**bits
+    return weight, (layer.bias * 2.0 ** (scale + bits)).round() / 2.0 ** (scale + bits)
 
 
 def _integers(values: Tensor, bits: int) -> NDArray[np.int64]:

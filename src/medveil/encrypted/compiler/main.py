@@ -3,37 +3,37 @@
 Numbers are fixed-point, so a revealed number differs a little from the network's. ``Program.error`` bounds the
 difference for every image in the declared range that is not refused at run time: every rounding at its worst, added
 up through the layers' L1 norms. That is tight for a shallow network and far too large for a deep one;
-``Compiled.error_rms`` is an estimate of the root mean square of the difference, through L2 norms, with roundings taken
-as independent and with synthetic images in place of real ones. It is no bound.
+``Compiled.error_rms`` is an estimate of the root mean square of the difference: what it is for synthetic images, with
+the weights as they are rounded and the other roundings drawn at random. It is no bound.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from medveil.encrypted.compiler import bounds
+from medveil.encrypted.compiler.bounds import Range
+from medveil.encrypted.compiler.choose import lowered
 from medveil.encrypted.compiler.cost import program_cost
+from medveil.encrypted.compiler.decision import LEVELS, TWO, cuts, decided, distances, with_difference
 from medveil.encrypted.compiler.fold import simplify
-from medveil.encrypted.compiler.fronts import feature_range
-from medveil.encrypted.compiler.graph import Step
-from medveil.encrypted.compiler.lower import Lowering
+from medveil.encrypted.compiler.probes import check_answers, of_images, synthetic
+from medveil.encrypted.compiler.rings import Rings, Value
 from medveil.encrypted.compiler.trace import Traced, trace
-from medveil.encrypted.program import FRACTION_BITS, Operation, Program, Shape, Weights
-from medveil.errors import ConfigError, ModelError, UnsupportedLayer
+from medveil.encrypted.fitting import MOST_HIDDEN
+from medveil.encrypted.program import FRACTION_BITS, Operation, Program, Reveal, Shape, Weights
+from medveil.errors import ConfigError, ModelError
 
-_TOLERANCE: Final = 1e-6
-_COARSE: Final = 4
 # The carry that two halves lack is a coin of chance y and 1 - y: a variance of 1/6 on average over y.
 _ROUNDING: Final = 6
 # benchmarks/encrypted_accuracy.py prints what trained networks reach; a U-Net was seen at 193.
 LIMITS: Final = tuple(2.0**power for power in range(10, 2, -1))
-_INTERPOLATIONS: Final = {2: "bilinear", 3: "trilinear"}
+# How many times its root mean square an error is stated to be at most.
+_STATED: Final = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Compiled:
             hospital in the clear; None where the program's result is the network's.
         input_shape: of an image, before ``front``.
         input_range: smallest and largest pixel for which the program's bounds hold; the hospital refuses others.
-        error_rms: estimate of the root mean square error of a revealed number.
+        error_rms: estimate of the root mean square error of a revealed number, or of one that is compared.
     """
 
     program: Program
@@ -60,14 +60,22 @@ class Compiled:
     input_range: tuple[float, float]
     error_rms: float
 
+    @property
+    def error_stated(self) -> float:
+        """What errors are stated to be at most: the certified bound, or six times ``error_rms`` where that is less.
+
+        In the second case it is an estimate: nothing keeps an image from a larger error.
+        """
+        return min(self.program.error, _STATED * self.error_rms)
+
     def describe(self) -> dict[str, Any]:
         """What is evaluated and what it costs for one image, as plain data for JSON.
 
         Returns:
             ``operations`` (count by kind), ``comparisons`` and ``limits_checked`` (elements), ``parameters``,
             ``bytes_online`` (``to_vendor``, ``to_hospital``, ``both``), ``rounds`` (one-way message latencies),
-            ``bytes_dealt`` (ahead of time, dealer to vendor), ``error_bound`` and ``error_rms``. Bytes are those of
-            the protocol's messages, without the frames around them.
+            ``bytes_dealt`` (ahead of time, dealer to vendor), ``error_bound`` (certified), ``error_rms`` and
+            ``error_stated`` (estimates). Bytes are those of the protocol's messages, without the frames around them.
         """
         cost = program_cost(self.program)
         kinds = Counter(type(each).__name__ for each in self.program.operations)
@@ -92,6 +100,7 @@ class Compiled:
             "bytes_dealt": cost.dealt,
             "error_bound": self.program.error,
             "error_rms": self.error_rms,
+            "error_stated": self.error_stated,
         }
 
 
@@ -103,7 +112,10 @@ def compile(  # noqa: A001 - the field's word, and the name in the interface
     task: Literal["classification", "segmentation"] = "classification",
     names: Sequence[str] = (),
     activation_limit: float | None = None,
+    reveal: Reveal = "logits",
     reveal_bits: int = 16,
+    levels: int = 20,
+    threshold: float | None = None,
 ) -> Compiled:
     """Compile a trained network.
 
@@ -116,8 +128,12 @@ def compile(  # noqa: A001 - the field's word, and the name in the interface
         activation_limit: > 0. Where values before a ReLU might exceed it, that is checked at run time, and an image
             for which it happens is refused; bounds of later layers rest on it. None takes the largest power of two
             from 1024 down to 8 with which every layer fits.
-        reveal_bits: fraction bits of the result that the hospital learns, 0 to 16: fewer tell less of the model, and
-            cost nothing. Asked for the same image again and again, the rounding averages out.
+        reveal: what the hospital learns: logits, probabilities rounded to 1/levels (classification; with the label), or
+            the label (of every pixel, for a segmentation).
+        reveal_bits: fraction bits of revealed logits, 0 to 16: fewer tell less of the model, and cost nothing. Asked
+            for the same image again and again, the rounding averages out.
+        levels: of revealed probabilities, 2 to 1000.
+        threshold: of the probability of class 1 from which on it is the label, for two classes; None for 1/2.
 
     Returns:
         Program, weights, and what the hospital does in the clear.
@@ -126,7 +142,8 @@ def compile(  # noqa: A001 - the field's word, and the name in the interface
         UnsupportedLayer: a layer that is not covered, or whose values may leave the rings; named, with a remedy.
         ModelError: a network that cannot be traced, cannot read such images, or does not answer the task.
         WeightsError: weights that are not finite.
-        ConfigError: a range or limit without sense, or names that do not fit.
+        ConfigError: a range, limit, level or threshold without sense, names that do not fit, or an answer that this
+            network cannot be reduced to.
 
     Guarantees:
         No value leaves its ring, whatever the image in the declared range and whatever the masks, unless the check of
@@ -141,96 +158,54 @@ def compile(  # noqa: A001 - the field's word, and the name in the interface
     _check_arguments(input_shape, input_range, limits[-1], reveal_bits)
     traced = trace(module, input_shape)
     steps, output = simplify(traced.steps, traced.output)
+    classes = steps[output].shape[0]
     _check_answer(traced, steps[output].shape, task, names)
+    numbers = reveal == "logits"
+    _check_reveal(traced, reveal, classes, task, levels, threshold)
+    if not numbers and classes == TWO:
+        steps, output = with_difference(steps, output)
+    wanted = () if numbers else cuts(reveal, classes, levels, threshold)
     with torch.no_grad():
-        probes = _probes(input_shape, input_range)
-        given = _input_range(traced, input_shape, input_range, probes)
-        lowering, (revealed, factor, held) = _lowered(steps, output, given, limits)
-        _check_probes(traced, probes, held.probes * factor)
-    bits = min(reveal_bits, revealed.scale)
+        probes = synthetic(input_shape, input_range)
+        found = lowered(
+            steps,
+            output,
+            of_images(traced, input_shape, input_range, probes),
+            limits=limits,
+            largest_scale=MOST_HIDDEN + reveal_bits if numbers else None,
+            end=_whole if numbers else lambda rings, value: decided(rings, value, classes, wanted),
+        )
+        check_answers(traced, probes, found.held.probes * found.factor, _identity if numbers else distances)
+    bits = min(reveal_bits, found.output.scale)
+    last = 2.0**-bits if numbers else 0.0
     program = Program(
-        operations=tuple(lowering.rings.operations),
-        factor=factor,
+        operations=tuple(found.lowering.rings.operations),
+        factor=found.factor,
         reveal=bits,
-        error=(held.error.max().item() + 2.0**-bits) * factor,
+        error=found.held.error.max().item() * found.factor + last * found.factor,
         task=task,
         names=tuple(names),
     )
-    assert program.output is revealed
+    assert program.output is found.output
     return Compiled(
         program=program,
-        weights=Weights(lowering.weights, lowering.biases),
+        weights=Weights(found.lowering.weights, found.lowering.biases),
         front=traced.front,
         back=traced.back,
         input_shape=tuple(input_shape),
         input_range=input_range,
-        error_rms=math.sqrt(held.variance.mean().item() + 4.0**-bits / _ROUNDING) * factor,
+        error_rms=math.hypot(found.error_rms, last / math.sqrt(_ROUNDING) * found.factor),
     )
 
 
-def _lowered(
-    steps: Mapping[str, Step], output: str, given: bounds.Range, limits: Sequence[float]
-) -> tuple[Lowering, tuple[Operation, float, bounds.Range]]:
-    """The first limit with which every layer fits; the last one's refusal where none does."""
-    for limit in limits[:-1]:
-        lowering = Lowering(limit)
-        try:
-            return lowering, lowering.run(steps, output, given)
-        except UnsupportedLayer:
-            continue
-    lowering = Lowering(limits[-1])
-    return lowering, lowering.run(steps, output, given)
+def _whole(rings: Rings, value: Value) -> tuple[Operation, Range]:
+    """Numbers are revealed as they are in the wide ring."""
+    last = rings.wide(value)
+    return last, rings.ranges[last.name]
 
 
-def _input_range(traced: Traced, input_shape: Shape, input_range: tuple[float, float], probes: Tensor) -> bounds.Range:
-    low, high = input_range
-    if traced.front_path is None:
-        return _box(low, high, input_shape, probes)
-    front = traced.plain.get_submodule(traced.front_path)
-    features = front(probes)
-    lows, highs, _ = feature_range(front, input_shape, low, high)
-    if bool((features < lows).any()) or bool((features > highs).any()):
-        raise ModelError(
-            "Fixed features leave the range that was worked out for them",
-            got=type(front).__name__,
-            expected="features as the zoo computes them",
-            remedy="report it, with the configuration of the network",
-        )
-    return _box(lows.min().item(), highs.max().item(), tuple(lows.shape), features)
-
-
-def _box(low: float, high: float, shape: Shape, probes: Tensor) -> bounds.Range:
-    """All numbers of the input between two: what the hospital can check before it sends anything."""
-    ones = torch.ones(shape, dtype=torch.float64)
-    norm = max(abs(low), abs(high)) * math.sqrt(ones.numel())
-    return bounds.of_input(low * ones, high * ones, norm, probes)
-
-
-def _probes(shape: Shape, input_range: tuple[float, float]) -> Tensor:
-    """Two synthetic images that fill the range, one rough and one smooth; shape (2, *shape), float64."""
-    generator = torch.Generator().manual_seed(0)
-    rough = torch.rand(shape, generator=generator, dtype=torch.float64)
-    smooth = torch.rand(shape, generator=generator, dtype=torch.float64)
-    axes = len(shape) - 1
-    if axes in _INTERPOLATIONS:
-        coarse = torch.rand((1, shape[0], *(_COARSE,) * axes), generator=generator, dtype=torch.float64)
-        smooth = functional.interpolate(coarse, shape[1:], mode=_INTERPOLATIONS[axes], align_corners=True)[0]
-    low, high = input_range
-    return low + (high - low) * torch.stack([rough, smooth])
-
-
-def _check_probes(traced: Traced, probes: Tensor, answers: Tensor) -> None:
-    """What was read must compute what the module computes."""
-    found = answers if traced.back is None else traced.back(answers)
-    expected = traced.plain(probes.clone())
-    allowed = _TOLERANCE * (1 + expected.abs().max())
-    if found.shape != expected.shape or not bool(((found - expected).abs() <= allowed).all()):
-        raise ModelError(
-            "The network computes something other than its traced layers",
-            got="different answers to the same synthetic images",
-            expected="a forward pass that consists of layers and does the same for every image",
-            remedy="write it without state, randomness or branches",
-        )
+def _identity(logits: Tensor) -> Tensor:
+    return logits
 
 
 def _check_arguments(
@@ -258,3 +233,27 @@ def _check_answer(traced: Traced, shape: Shape, task: str, names: Sequence[str])
         )
     if names and len(names) != shape[0]:
         raise ConfigError("The names do not fit the classes", got=len(names), expected=shape[0])
+
+
+def _check_reveal(traced: Traced, reveal: str, classes: int, task: str, levels: int, threshold: float | None) -> None:
+    if reveal not in get_args(Reveal):
+        raise ConfigError("Nothing of that name can be revealed", got=reveal, expected=", ".join(get_args(Reveal)))
+    if threshold is not None and (reveal == "logits" or classes != TWO or not 0 <= threshold <= 1):
+        raise ConfigError(
+            "An operating threshold decides between two classes whose label is revealed",
+            got=f"threshold {threshold:g}, {classes} classes, {reveal}",
+            expected="a probability from 0 to 1, two classes, and a label or probabilities",
+            remedy="leave it out",
+        )
+    if reveal == "logits":
+        return
+    if reveal == "probabilities" and not LEVELS[0] <= levels <= LEVELS[1]:
+        raise ConfigError("So many levels make no sense", got=levels, expected=f"{LEVELS[0]} to {LEVELS[1]}")
+    if classes < TWO or traced.back is not None or (reveal == "probabilities" and task != "classification"):
+        why = "one class" if classes < TWO else f"a network for {task}"
+        raise ConfigError(
+            "This network's answer cannot be reduced under encryption",
+            got=f"{reveal}, {why}" if traced.back is None else f"{reveal}, a network that ends with an interpolation",
+            expected="two classes or more, probabilities for classification only, no interpolation at the end",
+            remedy='reveal = "logits", with fewer reveal_bits to show less',
+        )

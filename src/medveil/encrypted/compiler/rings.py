@@ -29,17 +29,17 @@ class Value:
         factor: > 0.
         wide: the result in the wide ring, where it exists.
         narrow: in the narrow ring.
-        sixteen: in the wide ring with 16 fraction bits.
+        short: in the wide ring with 16 fraction bits or fewer, as linear layers read it.
     """
 
     factor: float
     wide: Operation | None = None
     narrow: Operation | None = None
-    sixteen: Operation | None = None
+    short: Operation | None = None
 
     def held(self) -> list[Operation]:
         """The operations that hold it."""
-        return [each for each in (self.wide, self.narrow, self.sixteen) if each is not None]
+        return [each for each in (self.wide, self.narrow, self.short) if each is not None]
 
 
 @dataclass(eq=False)
@@ -48,12 +48,14 @@ class Rings:
 
     Args:
         activation_limit: for messages.
+        bits: fraction bits, at most, of what linear layers read.
         operations: in order.
         ranges: of results that are still read, by name.
         layer: that is being lowered, for messages.
     """
 
     activation_limit: float
+    bits: int = FRACTION_BITS
     operations: list[Operation] = field(default_factory=list)
     ranges: dict[str, Range] = field(default_factory=dict)
     layer: str = ""
@@ -78,13 +80,16 @@ class Rings:
         if not narrow and held.bound * 2.0**scale >= 2.0 ** (WIDE_BITS - 1):
             raise self._too_large(held.bound, 2.0 ** (WIDE_BITS - 1 - scale))
         shape = tuple(held.low.shape)
-        # A value and its multiple may both be narrowed.
-        again = sum(each.name == name or each.name.startswith(f"{name}~") for each in self.operations)
-        name = f"{name}~{again}" if again else name
+        name = self.unused(name)
         emitted = operation(name, inputs, shape, scale, narrow, held.bound, **more)
         self.operations.append(emitted)
         self.ranges[name] = held
         return emitted
+
+    def unused(self, name: str) -> str:
+        """The name, or one like it: a value and its multiple may both be narrowed."""
+        again = sum(each.name == name or each.name.startswith(f"{name}~") for each in self.operations)
+        return f"{name}~{again}" if again else name
 
     def _too_large(self, bound: float, most: float) -> UnsupportedLayer:
         return UnsupportedLayer(
@@ -98,33 +103,37 @@ class Rings:
 
     def wide(self, value: Value) -> Operation:
         """The value in the wide ring."""
-        return value.wide or self.sixteen(value)
+        return value.wide or self.short(value)
 
-    def sixteen(self, value: Value) -> Operation:
-        """The value in the wide ring with 16 fraction bits."""
-        if value.wide and value.wide.scale == FRACTION_BITS:
+    def short(self, value: Value) -> Operation:
+        """The value in the wide ring with 16 fraction bits or fewer."""
+        if value.wide and value.wide.scale <= FRACTION_BITS:
             return value.wide
-        if value.sixteen is None:
+        if value.short is None:
             narrow = self.narrow(value)
-            drop = narrow.scale - FRACTION_BITS
-            held = bounds.rescaled(self.ranges[narrow.name], drop)
+            drop = self.dropped(narrow)
+            held = bounds.dropped(self.ranges[narrow.name], drop, narrow.scale - drop)
             name = f"{narrow.name.removesuffix('.narrow')}.rescaled"
-            value.sixteen = self.emit(ops.Rescale, name, (narrow.name,), FRACTION_BITS, held, drop=drop)
-        return value.sixteen
+            value.short = self.emit(ops.Rescale, name, (narrow.name,), narrow.scale - drop, held, drop=drop)
+        return value.short
+
+    def dropped(self, narrow: Operation) -> int:
+        """Bits that a narrow value has beyond those that linear layers read."""
+        return max(0, narrow.scale - self.bits)
 
     def narrow(self, value: Value) -> Operation:
         """The value in the narrow ring, with as many fraction bits as its range allows."""
         if value.narrow is None:
             wide = value.wide
             assert wide is not None
-            for kept in range(min(_MOST_KEPT, wide.scale), FRACTION_BITS - 1, -1):
-                held = bounds.narrowed(self.ranges[wide.name], kept)
-                if held.bound * 2.0**kept < NARROW_LIMIT and wide.scale - kept <= _MOST_DROPPED:
-                    drop = wide.scale - kept
+            for kept in range(min(_MOST_KEPT, wide.scale), min(self.bits, wide.scale) - 1, -1):
+                drop = wide.scale - kept
+                held = bounds.dropped(self.ranges[wide.name], drop, kept)
+                if held.bound * 2.0**kept < NARROW_LIMIT and drop <= _MOST_DROPPED:
                     name = f"{wide.name}.narrow"
                     value.narrow = self.emit(ops.Narrow, name, (wide.name,), kept, held, narrow=True, drop=drop)
                     return value.narrow
-            raise self._too_large(wide.bound, NARROW_LIMIT / 2.0**FRACTION_BITS)
+            raise self._too_large(wide.bound, NARROW_LIMIT / 2.0**self.bits)
         return value.narrow
 
     def forget(self, value: Value, others: Iterable[Value]) -> None:

@@ -1,7 +1,8 @@
 """What the two parties say to each other about signs: ReLU, rescaling, the larger of two."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,9 @@ from medveil.encrypted.protocol.compare import top_bit
 from medveil.encrypted.protocol.correlations import Gate, Lift, NarrowGate, Signs
 from medveil.encrypted.protocol.ring import Narrow, Packed, Stream, Wide, unpack
 
-_BLOCK = 1 << 15
-_TOP = np.uint32(31)
+# Elements at a time, so that intermediate results stay in the cache.
+_BLOCK = 1 << 14
+_SIGN = np.uint32(31)
 
 
 class Link(Protocol):
@@ -40,22 +42,40 @@ class Party:
     link: Link
     first: bool
     flags: list[tuple[Packed, int]] = field(default_factory=list)
+    _shown: bool = field(default=False, init=False)
 
     def open_sum(self, half: Narrow) -> Narrow:
         """Both halves added up."""
-        self.link.send(half.tobytes())
+        self.link.send(np.ascontiguousarray(half).view(np.uint8))
         opened: Narrow = half + np.frombuffer(self.link.receive(4 * half.size), "<u4", half.size)
         return opened
 
     def open_bits(self, half: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Both halves XORed."""
-        self.link.send(half.tobytes())
-        theirs = np.frombuffer(self.link.receive(8 * half.size), "<u8", half.size)
-        opened: NDArray[np.uint64] = half ^ theirs.reshape(half.shape)
-        return opened
+        return self.open_each([half])[0]
+
+    def show(self, halves: list[NDArray[np.uint64]]) -> None:
+        """Send this party's halves; :meth:`open_each` of the same must follow, and work may lie between."""
+        for half in halves:
+            self.link.send(np.ascontiguousarray(half).view(np.uint8))
+        self._shown = True
+
+    def open_each(self, halves: list[NDArray[np.uint64]]) -> list[NDArray[np.uint64]]:
+        """Several at once, as :meth:`open_bits`; what :meth:`show` has sent is not sent again."""
+        if not self._shown:
+            self.show(halves)
+        self._shown = False
+        theirs = [np.frombuffer(self.link.receive(8 * half.size), "<u8", half.size) for half in halves]
+        return [half ^ other.reshape(half.shape) for half, other in zip(halves, theirs, strict=True)]
 
 
-def signs(party: Party, values: Narrow, dealt: Signs, limit: int | None) -> tuple[Narrow, NDArray[np.uint8]]:
+def signs(
+    party: Party,
+    values: Narrow,
+    dealt: Signs,
+    limit: int | None,
+    meanwhile: Callable[[Narrow], None] | None = None,
+) -> tuple[Narrow, NDArray[np.uint8]]:
     """Open z = values + rho and c = [value >= 0] ^ beta.
 
     Args:
@@ -63,6 +83,7 @@ def signs(party: Party, values: Narrow, dealt: Signs, limit: int | None) -> tupl
         values: its halves, shape (count,).
         dealt: for so many.
         limit: values of at least this are noted in ``party.flags``; None notes none.
+        meanwhile: what this party does with z while bits are on their way.
 
     Returns:
         z, shape (count,), and c as zeros and ones, shape (count,).
@@ -73,8 +94,12 @@ def signs(party: Party, values: Narrow, dealt: Signs, limit: int | None) -> tupl
     if dealt.over is not None:
         compared.append((opened - np.uint32(limit or 0), dealt.over))
     found = [dealt.tables.look_up(number) for number, _ in compared]
-    hidden = np.concatenate([tree.hide(bits) for (_, tree), bits in zip(compared, found, strict=True)])
-    public = np.split(party.open_bits(hidden), len(compared))
+    hidden = [tree.hide(bits) for (_, tree), bits in zip(compared, found, strict=True)]
+    party.show(hidden)
+    if meanwhile is not None:
+        party.link.receive(0)  # which lets what was sent leave
+        meanwhile(opened)
+    public = party.open_each(hidden)
     halves = [
         _not_negative(party, number, dealt.top, tree.less(bits, said, first=party.first))
         for (number, tree), bits, said in zip(compared, found, public, strict=True)
@@ -92,32 +117,43 @@ def _not_negative(party: Party, opened: Narrow, top: Packed, less: Packed) -> Pa
 def relu(party: Party, values: Narrow, dealt: tuple[Signs, Gate], drop: int, limit: int | None) -> Wide:
     """max(0, value) with ``drop`` bits fewer; one unit of error at most. Shape (count,)."""
     told, gate = dealt
-    opened, on = signs(party, values, told, limit)
-    result = np.empty(values.size, np.uint64)
-    for start in range(0, values.size, _BLOCK):
-        part = slice(start, start + _BLOCK)
-        public, wrapped = _public(opened[part], drop)
-        # Where c is 0 the sign is beta, elsewhere its opposite.
-        hidden = public * gate.coin[part] - gate.coin_shifted[part] + wrapped * gate.coin_top[part]
-        whole = wrapped * gate.top[part] - gate.shifted[part]
-        if party.first:
-            whole += public
-        result[part] = np.where(on[part] == 1, whole - hidden, hidden)
+    result, turned = np.empty(values.size, np.uint64), np.empty(values.size, np.uint64)
+    parts = [slice(start, start + _BLOCK) for start in range(0, values.size, _BLOCK)]
+
+    def multiply(opened: Narrow) -> None:
+        """Halves of beta times the value, and of the value less that."""
+        for part in parts:
+            public, wrapped = _public(opened[part], drop)
+            hidden = np.multiply(public, gate.coin[part], out=result[part])
+            hidden -= gate.coin_shifted[part]
+            hidden += (wrapped & gate.coin_top[part]) << np.uint64(32 - drop)
+            whole = (wrapped & gate.top[part]) << np.uint64(32 - drop)
+            whole -= gate.shifted[part]
+            if party.first:
+                whole += public
+            np.subtract(whole, hidden, out=turned[part])
+
+    _, on = signs(party, values, told, limit, multiply)
+    for part in parts:  # where c is 0 the sign is beta, elsewhere its opposite
+        _choose(result[part], turned[part], on[part])
     return result
 
 
 def rescale(party: Party, values: Narrow, dealt: Lift, drop: int) -> Wide:
     """The values in the wide ring with ``drop`` bits fewer; one unit of error at most. Shape (count,)."""
     public, wrapped = _public(party.open_sum(values + dealt.mask), drop)
-    result = wrapped * dealt.top - dealt.shifted
+    result = ((wrapped & dealt.top) << np.uint64(32 - drop)) - dealt.shifted
     return result + public if party.first else result
 
 
 def _public(opened: Narrow, drop: int) -> tuple[Wide, Wide]:
-    """Z >> drop and, where z + rho wrapped around if rho's highest bit is set, 2**(32 - drop); both about -2**30."""
+    """Z >> drop and, where z + rho wrapped around if rho's highest bit is set, ones (else 0); both about -2**30."""
     moved = opened + np.uint32(NARROW_LIMIT)
-    public = (moved >> np.uint32(drop)).astype(np.uint64) - np.uint64(NARROW_LIMIT >> drop)
-    wrapped = (np.uint64(1) - (moved >> _TOP).astype(np.uint64)) << np.uint64(32 - drop)
+    public = (moved >> np.uint32(drop)).astype(np.uint64)
+    public -= np.uint64(NARROW_LIMIT >> drop)
+    moved >>= _SIGN
+    wrapped = moved.astype(np.uint64)
+    wrapped -= np.uint64(1)
     return public, wrapped
 
 
@@ -126,8 +162,19 @@ def larger(party: Party, one: Narrow, other: Narrow, dealt: tuple[Signs, NarrowG
     told, gate = dealt
     difference = one - other
     opened, on = signs(party, difference, told, None)
-    hidden = opened * gate.coin - gate.coin_mask
-    return other + np.where(on == 1, difference - hidden, hidden)
+    hidden = opened * gate.coin
+    hidden -= gate.coin_mask
+    difference -= hidden
+    _choose(hidden, difference, on)
+    hidden += other
+    return hidden
+
+
+def _choose(values: NDArray[Any], others: NDArray[Any], on: NDArray[np.uint8]) -> None:
+    """Put the others (overwritten) among the values where a bit is set: faster than a mask of the library."""
+    others ^= values
+    others &= np.negative(on.astype(values.dtype))
+    values ^= others
 
 
 def parities(flags: list[tuple[Packed, int]], coins: Stream) -> int:

@@ -26,9 +26,8 @@ CHUNKS: Final = 6
 CHUNK_BITS: Final = 5
 _SKIPPED = 1
 _MASK = np.uint32(2**CHUNK_BITS - 1)
-_TOP = np.uint32(31)
-# Elements at a time, a multiple of 64: tables and look-ups of a block stay in the cache.
-_BLOCK: Final = 1 << 14
+# Elements at a time, a multiple of 64: look-ups of a block stay in the cache.
+_BLOCK: Final = 1 << 16
 
 Names = tuple[str, ...]
 EQUAL: Final[Names] = tuple(f"e{chunk}" for chunk in range(CHUNKS - 1, 0, -1))
@@ -64,15 +63,20 @@ class Tables:
         """Halves of the bits "less" and "equal" of every chunk, for public numbers z, shape (count,)."""
         count = opened.size
         found = {name: np.zeros(words(count), np.uint64) for name in TABLES}
+        at_most = min(count, _BLOCK)
+        turned, index, moved = (np.empty(at_most, np.uint32) for _ in range(3))
         for start in range(0, count, _BLOCK):
-            part = opened[start : start + _BLOCK]
+            size = min(_BLOCK, count - start)
+            np.invert(opened[start : start + size], out=turned[:size])
             for chunk in range(CHUNKS):
-                index = (part >> np.uint32(_SKIPPED + CHUNK_BITS * chunk)) & _MASK
+                # 31 less the chunk: shifted up by it, the bit of the table is the sign, which is quickly read.
+                np.right_shift(turned[:size], np.uint32(_SKIPPED + CHUNK_BITS * chunk), out=index[:size])
+                np.bitwise_and(index[:size], _MASK, out=index[:size])
                 for kind in "le" if chunk else "l":
-                    table = self.content[TABLES.index(f"{kind}{chunk}"), start : start + part.size]
-                    bits = (np.right_shift(table, index) & np.uint32(1)).astype(np.uint8)
-                    at = start // 64
-                    found[f"{kind}{chunk}"][at : at + words(part.size)] = pack(bits)
+                    table = self.content[TABLES.index(f"{kind}{chunk}"), start : start + size]
+                    np.left_shift(table, index[:size], out=moved[:size])
+                    into = found[f"{kind}{chunk}"].view(np.uint8)[start // 8 : (start + size + 7) // 8]
+                    into[:] = np.packbits(moved[:size].view(np.int32) < 0, bitorder="little")
         return found
 
 
@@ -96,7 +100,10 @@ class Tree:
 
     def hide(self, found: Mapping[str, Packed]) -> NDArray[np.uint64]:
         """What is sent: shape (10, words)."""
-        return np.stack([found[name] ^ self.masks[name] for name in VARIABLES])
+        hidden = np.empty((len(VARIABLES), *self.masks[VARIABLES[0]].shape), np.uint64)
+        for row, name in zip(hidden, VARIABLES, strict=True):
+            np.bitwise_xor(found[name], self.masks[name], out=row)
+        return hidden
 
     def less(self, found: Mapping[str, Packed], opened: NDArray[np.uint64], *, first: bool) -> Packed:
         """Half of [z' < rho'].
@@ -107,22 +114,37 @@ class Tree:
             first: of exactly one of the two parties.
         """
         public = dict(zip(VARIABLES, opened, strict=True))
-        total = found[f"l{CHUNKS - 1}"].copy()
-        for term in TERMS:
-            for count in range(len(term) + 1):
-                if count == 0 and not first:
-                    continue
-                for chosen in combinations(term, count):
-                    total ^= self._part(chosen, [public[name] for name in term if name not in chosen])
+        total = self._terms(0, (), public, first=first)
+        total ^= found[f"l{CHUNKS - 1}"]
         return total
 
-    def _part(self, chosen: Names, public: list[Packed]) -> Packed:
-        secret = [self.masks[chosen[0]] if len(chosen) == 1 else self.products[chosen]] if chosen else []
-        factors = [*secret, *public]
-        product = factors[0]
-        for factor in factors[1:]:
-            product = product & factor
-        return product
+    def _terms(self, place: int, chosen: Names, public: Mapping[str, Packed], *, first: bool) -> Packed:
+        """The terms from ``place`` on, without the factors before, of which ``chosen`` are taken as masks.
+
+        Horner's scheme: every (e ^ a)(...) is split into the open e ^ a, a factor of all that follows, and the mask a,
+        which joins the products of masks.
+        """
+        equal = EQUAL[place]
+        total = self._behind(place, chosen, public, first=first)
+        total &= public[equal]
+        total ^= self._behind(place, (*chosen, equal), public, first=first)
+        return total
+
+    def _behind(self, place: int, chosen: Names, public: Mapping[str, Packed], *, first: bool) -> Packed:
+        less = LESS[place]
+        if chosen:
+            total = public[less] & self._product(chosen)
+            total ^= self._product((*chosen, less))
+        elif first:
+            total = public[less] ^ self.masks[less]
+        else:
+            total = self.masks[less].copy()
+        if place + 1 < len(LESS):
+            total ^= self._terms(place + 1, chosen, public, first=first)
+        return total
+
+    def _product(self, chosen: Names) -> Packed:
+        return self.masks[chosen[0]] if len(chosen) == 1 else self.products[chosen]
 
 
 def deal_tables(secret: Narrow, hospital: Stream) -> NDArray[np.uint32]:
@@ -154,4 +176,4 @@ def deal_products(masks: Mapping[str, Packed], hospital: Stream, count: int) -> 
 
 def top_bit(values: Narrow) -> Packed:
     """The highest bits, packed."""
-    return pack((values >> _TOP).astype(np.uint8))
+    return pack(values.view(np.int32) < 0)

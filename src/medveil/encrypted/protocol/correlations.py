@@ -56,6 +56,39 @@ def deal_signs(hospital: Stream, vendor: Stream, count: int, *, limited: bool) -
 
 
 @dataclass(frozen=True, eq=False)
+class Decision:
+    """One party's half of what tells the hospital alone the signs of ``count`` narrow numbers: there is no coin.
+
+    Args:
+        mask: half of rho, shape (count,).
+        tables: for rho.
+        tree: for the comparison with zero.
+        top: half of the highest bits of rho.
+    """
+
+    mask: Narrow
+    tables: Tables
+    tree: Tree
+    top: Packed
+
+    @classmethod
+    def take(cls, own: Stream, dealt: Source, count: int) -> "Decision":
+        """The next one."""
+        mask = own.narrow(count)
+        tables, top = Tables.take(dealt, count), dealt.bits(count)
+        return cls(mask, tables, Tree.take(own, dealt, count), top)
+
+
+def deal_decision(hospital: Stream, vendor: Stream, count: int) -> list[bytes]:
+    """The vendor's part of a :class:`Decision`."""
+    secret = hospital.narrow(count)
+    secret = secret + vendor.narrow(count)
+    parts = [deal_tables(secret, hospital).tobytes(), (top_bit(secret) ^ hospital.bits(count)).tobytes()]
+    masks = deal_masks(hospital, vendor, count)
+    return [*parts, deal_products(masks, hospital, count).tobytes()]
+
+
+@dataclass(frozen=True, eq=False)
 class Lift:
     """One party's half of what turns narrow numbers into wide ones with fewer fraction bits.
 

@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from medveil.encrypted.program import Linear, MaxPool, Program, Relu, Rescale, Weights
+from medveil.encrypted.program import Decide, Linear, MaxPool, Program, Relu, Rescale, Weights
 from medveil.encrypted.protocol import correlations as dealt
 from medveil.encrypted.protocol.linear import apply
 from medveil.encrypted.protocol.pooling import passes
@@ -87,6 +87,8 @@ def deal(
                     parts, secret, coin = dealt.deal_signs(ours, theirs, images * one.size, limited=False)
                     yield from parts
                     yield from dealt.deal_narrow_gate(secret, coin, ours)
+        elif isinstance(operation, Decide):
+            yield from dealt.deal_decision(ours, theirs, count)
     if has_limits(program):
         yield deal_zero_test(ours, theirs)
 
@@ -102,6 +104,7 @@ class Half:
         relu: by operation.
         rescale: by operation.
         largest: by operation, one for every comparison of two arrays.
+        decided: for the bits that are the result; by operation.
         limits: for the check that no limit was reached; None where there are none.
     """
 
@@ -111,6 +114,7 @@ class Half:
     relu: dict[str, tuple[dealt.Signs, dealt.Gate]] = field(default_factory=dict)
     rescale: dict[str, dealt.Lift] = field(default_factory=dict)
     largest: dict[str, list[tuple[dealt.Signs, dealt.NarrowGate]]] = field(default_factory=dict)
+    decided: dict[str, dealt.Decision] = field(default_factory=dict)
     limits: ZeroTest | None = None
 
 
@@ -172,6 +176,8 @@ def _prepare(half: Half, own: Stream, source: Source, linear: _Linear) -> Half:
                 for one in passes(operation, shapes[operation.inputs[0]])
                 for _ in range(one.kernel - 1)
             ]
+        elif isinstance(operation, Decide):
+            half.decided[name] = dealt.Decision.take(own, source, count)
     return replace(half, limits=ZeroTest.take(own, source)) if has_limits(half.program) else half
 
 

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from medveil.encrypted.program import WIDE_BITS, Linear, MaxPool, Operation, Program, Relu, Rescale, Weights
+from medveil.encrypted.program import Decide, Linear, MaxPool, Operation, Relu, Rescale, Weights
 from medveil.encrypted.protocol.activation import Link, Party, larger, parities, relu, rescale
 from medveil.encrypted.protocol.deal import Half
 from medveil.encrypted.protocol.linear import apply, spread
 from medveil.encrypted.protocol.pooling import Values, alone, passes, windows
-from medveil.encrypted.protocol.ring import SEED_BYTES, Stream, signed, wide_bytes, wide_from
+from medveil.encrypted.protocol.reveal import decide, reveal, said_bytes, say
+from medveil.encrypted.protocol.ring import SEED_BYTES, Stream, wide_bytes, wide_from
 from medveil.encrypted.protocol.zero_test import WORD_BYTES, from_bytes, to_bytes
 from medveil.errors import ImageError
 
@@ -26,7 +27,7 @@ def hospital(half: Half, link: Link, images: NDArray[np.int64], coins: bytes) ->
 
     Returns:
         What is revealed, shape (N, *output shape): within one unit of the last revealed bit of the result, on average
-        the result itself.
+        the result itself; or bits, as zeros and ones.
 
     Raises:
         ImageError: some value inside the network reached a limit: the result would be wrong, and is thrown away.
@@ -47,7 +48,7 @@ def hospital(half: Half, link: Link, images: NDArray[np.int64], coins: bytes) ->
     if test is not None:
         word = test.hide(parities(party.flags, Stream(coins, "parities")))
         link.send(coins + to_bytes(word))
-    found = wide_from(link.receive(6 * share.size), share.size).reshape(share.shape)
+    found = bytes(link.receive(said_bytes(half.program, half.images)))
     if test is not None:
         opened = word ^ from_bytes(link.receive(WORD_BYTES))
         if test.blur(opened) != from_bytes(link.receive(WORD_BYTES)):
@@ -57,7 +58,7 @@ def hospital(half: Half, link: Link, images: NDArray[np.int64], coins: bytes) ->
                 expected="values below the limit that the program states",
                 remedy="ask the vendor to compile the model with a larger activation_limit",
             )
-    return _revealed(half.program, share, found)
+    return reveal(half.program, share, found, half.images)
 
 
 def vendor(half: Half, link: Link, weights: Weights) -> None:
@@ -88,20 +89,7 @@ def vendor(half: Half, link: Link, weights: Weights) -> None:
         coins, theirs = bytes(link.receive(SEED_BYTES)), from_bytes(link.receive(WORD_BYTES))
         word = half.limits.hide(parities(party.flags, Stream(coins, "parities")))
         said = to_bytes(word) + to_bytes(half.limits.blur(word ^ theirs))
-    link.send(wide_bytes(_shown(half.program, share).ravel()) + said)
-
-
-def _shown(program: Program, share: Values) -> Values:
-    """A half without its lowest bits: exact to one unit in a ring that is smaller by as many bits."""
-    shown: Values = (share & np.uint64(2**WIDE_BITS - 1)) >> np.uint64(program.hidden)
-    return shown
-
-
-def _revealed(program: Program, ours: Values, theirs: Values) -> NDArray[np.float64]:
-    """Both halves together; what the two carries lack is one unit on average."""
-    total = signed((_shown(program, ours) + theirs) << np.uint64(program.hidden)) >> np.int64(program.hidden)
-    centre = 1 if program.hidden else 0
-    return (total + centre) / 2.0**program.reveal * program.factor
+    link.send(say(half.program, share) + said)
 
 
 def _walk(half: Half, party: Party, start: Values, linear: Callable[[Linear, Values], Values]) -> Values:
@@ -135,7 +123,9 @@ def _perform(
         return rescale(party, given[0].ravel(), lift, operation.drop).reshape(given[0].shape)
     if isinstance(operation, MaxPool):
         return _largest(operation, given[0], half, party)
-    result = alone(operation, given)
+    if isinstance(operation, Decide):
+        return decide(party, operation, given, half.decided[operation.name])
+    result = alone(operation, given, first=party.first)
     assert result is not None, operation
     return result
 

@@ -75,16 +75,18 @@ def windows(values: NDArray[np.uint32], one: Pass, *, first: bool) -> list[NDArr
     return found
 
 
-def alone(operation: Operation, given: list[Values]) -> Values | None:
+def alone(operation: Operation, given: list[Values], *, first: bool) -> Values | None:
     """What a party does to its halves without the other; None where that is not enough.
 
     Args:
         operation: which.
         given: its inputs' halves, shapes (N, *shape).
+        first: of exactly one of the two parties, which rounds up where the other rounds down.
     """
     result: Values | None = None
     if isinstance(operation, Narrow):
-        result = (given[0] >> np.uint64(operation.drop)).astype(np.uint32)
+        half = given[0] + np.uint64(2**operation.drop - 1) if first else given[0]
+        result = (half >> np.uint64(operation.drop)).astype(np.uint32)
     elif isinstance(operation, Add):
         result = sum(_shifted(given, operation.shifts), start=np.zeros_like(given[0]))
     elif isinstance(operation, Concat):

@@ -96,14 +96,15 @@ def words(count: int) -> int:
 def wide_bytes(values: Wide) -> bytes:
     """The low 48 bits of every word: all low halves, then all rest; 6 bytes a number."""
     flat = np.ascontiguousarray(values).ravel()
-    return flat.astype("<u4").tobytes() + (flat >> np.uint64(32)).astype("<u2").tobytes()
+    return flat.view("<u4")[::2].tobytes() + flat.view("<u2")[2::4].tobytes()
 
 
 def wide_from(data: bytes | memoryview, count: int) -> Wide:
     """Inverse of :func:`wide_bytes`: words below 2**48, shape (count,)."""
-    low = np.frombuffer(data, "<u4", count)
-    high = np.frombuffer(data, "<u2", count, 4 * count)
-    found: Wide = low | (high.astype(np.uint64) << np.uint64(32))
+    found = np.empty(count, "<u8")
+    halves = found.view("<u4")
+    halves[::2] = np.frombuffer(data, "<u4", count)
+    halves[1::2] = np.frombuffer(data, "<u2", count, 4 * count)
     return found
 
 
@@ -112,7 +113,7 @@ def signed(values: Wide) -> NDArray[np.int64]:
     return (values << np.uint64(_UNUSED)).view(np.int64) >> np.int64(_UNUSED)
 
 
-def pack(bits: NDArray[np.uint8]) -> Packed:
+def pack(bits: NDArray[np.uint8] | NDArray[np.bool_]) -> Packed:
     """Bits (0 or 1, shape (count,)) as words.
 
     >>> pack(np.array([1, 0, 1], np.uint8)).tolist()

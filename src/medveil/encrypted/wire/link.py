@@ -25,6 +25,7 @@ from medveil.encrypted.wire.writer import Writer
 from medveil.errors import ConfigError, FederationError, ProtocolError
 
 _FAREWELL_S: Final = 1.0
+_SLICE: Final = 1 << 18
 
 
 class Link:
@@ -227,13 +228,17 @@ class Link:
         with memoryview(frame)[HEADER_BYTES:] as payload:
             header = write_header(kind, self.frames_sent, payload, checked=not self._transport.protected)
         frame[:HEADER_BYTES] = header
+        size = len(frame)
         try:
-            self._writer.put(frame)
+            if not self._writer.queued:
+                _offer(self._transport, frame)
+            if frame:
+                self._writer.put(frame)
         except FederationError as error:
             self._broken = self._reader.last_words(time.monotonic() + _FAREWELL_S) or error
             raise self._broken from None
         self.frames_sent += 1
-        self.bytes_sent += len(frame)
+        self.bytes_sent += size
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -248,3 +253,12 @@ class Link:
             raise ProtocolError("The link is closed", remedy="open a new one")
         if self._broken is not None:
             raise self._broken
+
+
+def _offer(transport: Transport, frame: bytearray) -> None:
+    """Send what the network takes at once, and leave the rest; waking the writer's thread takes longer than that."""
+    sent = 0
+    with memoryview(frame) as left:
+        while sent < len(frame) and (taken := transport.offer(left[sent : sent + _SLICE])):
+            sent += taken
+    del frame[:sent]

@@ -9,11 +9,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
 
-from medveil.errors import MessageError, ProtocolError
+from medveil.errors import FederationError, MessageError, ProtocolError
 
 _SLICE_S = 0.2
+# Bytes that are waited for before a reader is woken, and those from which on this is worth a call to the system.
+_GATHERED = 1 << 16
+_WORTHWHILE = 1 << 12
 
 
 class Transport:
@@ -25,13 +27,16 @@ class Transport:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        if sock.family in {socket.AF_INET, socket.AF_INET6}:
+        internet = sock.family in {socket.AF_INET, socket.AF_INET6}
+        if internet:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
+        self._gathered = 1
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self.protected = isinstance(sock, ssl.SSLSocket)
         """Whether TLS vouches for what arrives."""
+        self._gathers = internet and not self.protected
 
     def read(self, into: memoryview, deadline: float) -> int:
         """Put some bytes into a buffer.
@@ -47,7 +52,17 @@ class Transport:
             MessageError: what came is not from the party that TLS was agreed with.
             ProtocolError: none came in time, or the connection broke.
         """
-        return self._try(lambda: self._socket.recv_into(into), select.POLLIN, deadline)
+        while True:
+            try:
+                with self._lock:
+                    return self._socket.recv_into(into)
+            except (ssl.SSLWantReadError, BlockingIOError):
+                self._gather(len(into))
+                self._wait(select.POLLIN, deadline)
+            except ssl.SSLWantWriteError:
+                self._wait(select.POLLOUT, deadline)
+            except OSError as error:
+                raise _broken(error) from None
 
     def write(self, data: memoryview, deadline: float) -> int:
         """Send some bytes.
@@ -58,7 +73,33 @@ class Transport:
         Raises:
             ProtocolError: none were taken in time, or the connection broke.
         """
-        return self._try(lambda: self._socket.send(data), select.POLLOUT, deadline)
+        while True:
+            try:
+                with self._lock:
+                    return self._socket.send(data)
+            except ssl.SSLWantReadError:
+                self._wait(select.POLLIN, deadline)
+            except (ssl.SSLWantWriteError, BlockingIOError):
+                self._wait(select.POLLOUT, deadline)
+            except OSError as error:
+                raise _broken(error) from None
+
+    def offer(self, data: memoryview) -> int:
+        """Send what the network takes at once.
+
+        Returns:
+            How many bytes were taken, 0 where it is busy.
+
+        Raises:
+            ProtocolError: the connection broke.
+        """
+        try:
+            with self._lock:
+                return self._socket.send(data)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            return 0
+        except OSError as error:
+            raise _broken(error) from None
 
     def stop(self) -> None:
         """End what another thread waits for, with an error there."""
@@ -75,25 +116,16 @@ class Transport:
         """Close the socket. No other thread may use it any more."""
         self._socket.close()
 
-    def _try(self, act: Callable[[], int], event: int, deadline: float) -> int:
-        while True:
-            try:
-                with self._lock:
-                    return act()
-            except ssl.SSLWantReadError:
-                self._wait(select.POLLIN, deadline)
-            except ssl.SSLWantWriteError:
-                self._wait(select.POLLOUT, deadline)
-            except BlockingIOError:
-                self._wait(event, deadline)
-            except ssl.SSLEOFError:
-                raise lost() from None
-            except ssl.SSLError as error:
-                raise MessageError(
-                    "TLS refused what arrived", got=error.reason, remedy="look at the network and the other party's log"
-                ) from None
-            except OSError as error:
-                raise lost(error.strerror) from None
+    def _gather(self, wanted: int) -> None:
+        """Be woken when so much has arrived, or after a fifth of a second, not by every packet."""
+        gathered = min(wanted, _GATHERED) if wanted >= _WORTHWHILE else 1
+        if not self._gathers or gathered == self._gathered:
+            return
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, gathered)
+            self._gathered = gathered
+        except OSError:  # this system cannot: every packet wakes
+            self._gathers = False
 
     def _wait(self, event: int, deadline: float) -> None:
         poll = select.poll()
@@ -110,6 +142,17 @@ class Transport:
                 )
             if poll.poll(1000 * min(left, _SLICE_S)):
                 return
+            self._gather(1)
+
+
+def _broken(error: OSError) -> FederationError:
+    if isinstance(error, ssl.SSLEOFError):
+        return lost()
+    if isinstance(error, ssl.SSLError):
+        return MessageError(
+            "TLS refused what arrived", got=error.reason, remedy="look at the network and the other party's log"
+        )
+    return lost(error.strerror)
 
 
 def lost(why: str | None = None) -> ProtocolError:
