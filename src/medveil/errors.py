@@ -25,7 +25,8 @@ The tree, with the exit code of the command line in brackets::
     ├── RunError [6]
     │   ├── ResumeError            a run folder belongs to another plan or is damaged
     │   ├── DivergedError          the loss is no longer finite
-    │   └── ManifestError          a run's files differ from its signed manifest
+    │   ├── ManifestError          a run's files differ from its signed manifest
+    │   └── AttackError            an attack or audit that cannot be tried on this run
     └── PrivacyError [7]
         ├── GuaranteeError         a privacy claim that would be hollow
         ├── BudgetError            a release would spend more than the site allows
@@ -216,6 +217,10 @@ class DivergedError(RunError):
 
 class ManifestError(RunError):
     """A run's files differ from its signed manifest."""
+
+
+class AttackError(RunError):
+    """An attack or audit cannot be tried on this run: no update of its kind, another model, too few patients."""
 
 
 class PrivacyError(MedveilError):

@@ -83,12 +83,10 @@ class ComponentAudit:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
-        components = [
-            {key: _finite(value) for key, value in asdict(component).items()} for component in self.components
-        ]
+        components = [{key: finite(value) for key, value in asdict(component).items()} for component in self.components]
         return {**asdict(self), "components": components, "passed": self.passed, "caveat": CAVEAT}
 
 
-def _finite(value: object) -> object:
-    """JSON has no infinity."""
+def finite(value: object) -> object:
+    """The same, or None for an infinite number or NaN, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

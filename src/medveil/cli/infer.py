@@ -93,6 +93,7 @@ def dealer(folder: Path, vendors: str, hospitals: str, times: int | None, **opti
 @click.option("--listen", required=True, metavar="HOST:PORT", help="Where hospitals connect; port 0 takes a free one.")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Diagnoses to have dealt.")
 @click.option("--times", type=click.IntRange(min=1), help="Sessions to serve; without end by default.")
+@click.option("--hospital", default="", metavar="NAME", help="Name on the only hospital's certificate; any by default.")
 @_reveal
 @click.option(
     "--reveal-bits",
@@ -125,6 +126,7 @@ def vendor(run: Path, store: Path, dealer: str, listen: str, **options: Any) -> 
         reveal=options["reveal"],
         reveal_bits=options["reveal_bits"],
         levels=options["levels"],
+        hospital=options["hospital"],
     )
 
 

@@ -16,6 +16,7 @@ VERBS: Final = {
     "report": "Make the HTML report of a finished run.",
     "data": "List, check and download data sets.",
     "study": "Train plans at several epsilons and seeds; table and figure of what they reach.",
+    "attack": "Attack a finished run with and without its protection: what it leaks.",
     "audit": "Measure whether the private step does what the plan claims; evidence, not proof.",
     "budget": "Set privacy caps, show what is spent, verify and export the ledger.",
     "infer": "Diagnose encrypted images: neither the image nor the model is shown.",

@@ -48,7 +48,7 @@ class Dealer:
             MessageError: the vendor sends something else than a program.
             ProtocolError: it asks for too much, or goes away.
         """
-        asked = link.hear(("want", "program_bytes", "images", "count"))
+        asked = link.hear(("want", "program_bytes", "images", "count", "hospital"))
         size, images, count = (whole(asked[key]) for key in ("program_bytes", "images", "count"))
         if asked["want"] != "deal" or size > MAX_BYTES or images > MOST_IMAGES or count > _MOST_DEALT:
             raise ProtocolError(
@@ -77,21 +77,23 @@ class Dealer:
                     link.send(part)
                 link.send(bytes(8))
             link.hear(("done",))
+            write_owner(target, str(asked["hospital"]))
         return run
 
     def serve_hospital(self, link: Link) -> None:
         """Give a hospital its seeds, once, and forget them.
 
         Raises:
-            ProtocolError: there is no such run, or it was fetched before.
+            ProtocolError: there is no such run, it is another hospital's, or it was fetched before.
         """
         asked = link.hear(("want", "run"))
         run = str(asked["run"])
         folder = self._folder / run[:_RUN_DIGITS]
-        if asked["want"] != "seeds" or not _RUN.fullmatch(run) or not folder.is_dir():
+        there = _RUN.fullmatch(run) and folder.is_dir()
+        if asked["want"] != "seeds" or not there or not owns(folder, link.peer):
             raise ProtocolError(
                 "A hospital asks for correlations that the dealer does not hold",
-                expected="a run that was dealt and not fetched yet",
+                expected="a run that was dealt, for this hospital, and not fetched yet",
                 remedy="let the vendor ask the dealer for new ones",
             )
         store = Store(folder, party="hospital", program=Manifest.read(folder).program, journals=self._folder / "given")
@@ -103,7 +105,7 @@ class Dealer:
         link.hear(("done",))
 
 
-def fetch_as_vendor(link: Link, program: Program, folder: Path, *, images: int, count: int) -> None:
+def fetch_as_vendor(link: Link, program: Program, folder: Path, *, images: int, count: int, hospital: str = "") -> None:
     """Ask the dealer for correlations and write them into a new store.
 
     Args:
@@ -112,13 +114,15 @@ def fetch_as_vendor(link: Link, program: Program, folder: Path, *, images: int, 
         folder: of the store, which must not exist; the seed of the weights' masks goes beside it.
         images: that one evaluation takes.
         count: evaluations.
+        hospital: name on the certificate of the only hospital that may fetch the other part; empty for any.
 
     Raises:
         ConfigError: a store is there.
         ProtocolError: the dealer refuses, or goes away.
     """
     content = to_json(program)
-    link.tell({"want": "deal", "program_bytes": len(content), "images": images, "count": count})
+    wanted = {"want": "deal", "program_bytes": len(content), "images": images, "count": count, "hospital": hospital}
+    link.tell(wanted)
     link.send(content)
     said = link.hear(("run", "program"))
     if said["program"] != program_hash(program):
@@ -132,6 +136,7 @@ def fetch_as_vendor(link: Link, program: Program, folder: Path, *, images: int, 
                 while size := int.from_bytes(link.receive(8), "little"):
                     _copy(link, size, part.write)
         _write_secret(seed_file(folder), seed)
+        write_owner(folder, hospital)
     link.tell({"done": True})
     link.flush()
 
@@ -164,6 +169,24 @@ def fetch_as_hospital(link: Link, run: str, folder: Path) -> None:
 def seed_file(folder: Path) -> Path:
     """Where a vendor's store has the seed of the weights' masks."""
     return folder.with_name(f"{folder.name}.{SEED_FILE}")
+
+
+def write_owner(folder: Path, hospital: str) -> None:
+    """Keep beside a store whose run it is."""
+    _write_secret(_owner_file(folder), hospital.encode())
+
+
+def owns(folder: Path, name: str) -> bool:
+    """Whether a store's run may be used with the hospital of this name."""
+    try:
+        owner = _owner_file(folder).read_text(encoding="utf-8")
+    except FileNotFoundError:  # a run that was not dealt to its end
+        return False
+    return owner in ("", name)
+
+
+def _owner_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.hospital")
 
 
 def _write_secret(path: Path, content: bytes) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from medveil.encrypted.dealer import seed_file
+from medveil.encrypted.dealer import owns, seed_file
 from medveil.encrypted.program import Program, Weights
 from medveil.encrypted.protocol import evaluate
 from medveil.encrypted.protocol.deal import masked_weights, prepare_vendor
 from medveil.encrypted.serial import program_hash, to_json
 from medveil.encrypted.stores.store import Store
 from medveil.encrypted.wire.link import Link
-from medveil.errors import ProtocolError
+from medveil.errors import AuthenticityError, ProtocolError
 
 
 class Vendor:
@@ -44,6 +44,7 @@ class Vendor:
         self._store = Store(store, party="vendor", program=program_hash(program), journals=journals)
         _bind(seed_file(store).with_suffix(".weights"), weights)
         self._masked = masked_weights(program, weights, seed_file(store).read_bytes())
+        self._folder = store
 
     def serve(self, link: Link) -> int:
         """Answer one hospital until it ends the session.
@@ -54,7 +55,13 @@ class Vendor:
         Raises:
             MessageError: as :class:`~medveil.encrypted.wire.link.Link`.
             ProtocolError: the hospital breaks the protocol, or a correlation was used before.
+            AuthenticityError: the store's run is another hospital's.
         """
+        if not owns(self._folder, link.peer):
+            raise AuthenticityError(
+                "The vendor's correlations were dealt for another hospital",
+                remedy="have the vendor ask the dealer for a run for this hospital",
+            )
         manifest = self._store.manifest
         link.tell(
             {

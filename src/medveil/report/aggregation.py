@@ -2,7 +2,8 @@
 
 from medveil.report import claim_wording, wording
 from medveil.report.blocks import Block, Bullets, Cell, Facts, Prose, Section, Table
-from medveil.report.record import Record, Run
+from medveil.report.reading import Run
+from medveil.report.record import Record
 from medveil.report.secure_sums import SecureSums
 from medveil.report.wording import NOT_MEASURED
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from medveil.report import figures, pictures, wording
 from medveil.report.blocks import Block, Cell, Chart, Charts, Gallery, LegendItem, Prose, Section, Table
-from medveil.report.record import Details, Quantities, Record, Run, Step
+from medveil.report.reading import Run, Step
+from medveil.report.record import Details, Quantities, Record
 from medveil.report.wording import NOT_MEASURED, PRIMARY
 
 _BINARY = 2

@@ -172,6 +172,67 @@ def trade_off(curve: TradeOff, *, name: str) -> Markup:
     return _render(draw, name, height=4.3)
 
 
+def over_epsilon(
+    line: Points, bounds: Points, level: float | None, *, label: str, name: str, share: bool = True
+) -> Markup:
+    """Draw how far an attack came against the epsilon of what it attacked, on a logarithmic axis.
+
+    Args:
+        line: (epsilon, figure) by rising epsilon.
+        bounds: (epsilon, most that any attack can reach), may be empty.
+        level: what an attacker reaches who sees nothing, or None.
+        label: of the vertical axis.
+        name: unique on the page, made of letters and hyphens.
+        share: whether the figure lies in 0..1.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+
+    def draw(axes: Axes) -> None:
+        if level is not None:
+            axes.axhline(level, color=_MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
+        if bounds:
+            axes.plot(*zip(*bounds, strict=True), **_LINES["second"])
+        axes.plot(*zip(*line, strict=True), marker="o", markersize=4, **_LINES["main"])
+        axes.set_xscale("log")
+        axes.set_xlabel("Epsilon of the attacked release")
+        axes.set_ylabel(label)
+        if share:
+            axes.set_ylim(-0.01, 1.01)
+
+    return _render(draw, name)
+
+
+def log_roc(lines: Sequence[tuple[str, Points]], *, name: str) -> Markup:
+    """Draw ROC curves on two logarithmic axes.
+
+    Args:
+        lines: (role, points) with the role "main", "second" or "third", points (false, true positive rate) above 0.
+        name: unique on the page.
+
+    Returns:
+        An ``<svg>`` element.
+
+    Reference:
+        Carlini et al. 2022, section IV, https://arxiv.org/abs/2112.03570
+    """
+    least = min((rate for _, points in lines for point in points for rate in point), default=1e-3)
+
+    def draw(axes: Axes) -> None:
+        axes.plot([least, 1], [least, 1], color=_MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
+        for role, points in lines:
+            axes.plot(*zip(*points, strict=True), **_LINES[role])
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlim(least, 1)
+        axes.set_ylim(least, 1.05)
+        axes.set_xlabel("False alarms")
+        axes.set_ylabel("Members found")
+
+    return _render(draw, name, height=4.3)
+
+
 def _unit_square(axes: Axes) -> None:
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)

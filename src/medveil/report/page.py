@@ -8,9 +8,9 @@ import jinja2
 from markupsafe import Markup
 
 from medveil.errors import RunError
-from medveil.report import aggregation, evidence, privacy, provenance, results, wording
+from medveil.report import aggregation, evidence, privacy, provenance, red_team, results, wording
 from medveil.report.blocks import Section
-from medveil.report.record import Run, read_run
+from medveil.report.reading import Run, read_run
 
 # The page, top to bottom. A new section is one function here; one that has nothing to say gives None.
 SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
@@ -18,6 +18,7 @@ SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     provenance.protection,
     privacy.privacy,
     aggregation.secure_aggregation,
+    red_team.red_team,
     results.test_figures,
     results.groups,
     evidence.learning,
@@ -64,7 +65,7 @@ def render(run: Run) -> str:
     """The page as text.
 
     Args:
-        run: as :func:`medveil.report.record.read_run` gives it.
+        run: as :func:`medveil.report.reading.read_run` gives it.
 
     Returns:
         A complete HTML document.

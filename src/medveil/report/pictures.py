@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from medveil.report.blocks import Gallery, LegendItem, Panel, Picture
-from medveil.report.record import Examples
+from medveil.report.reading import Examples
 
 MAX_CLASSIFIED = 12
 MAX_SEGMENTED = 6
@@ -92,6 +92,11 @@ def overlay(image: NDArray[np.float64], mask: NDArray[np.integer]) -> NDArray[np
         picture[region] = (1 - _TINT) * picture[region] + _TINT * colour
         picture[edge] = colour
     return picture.round().astype(np.uint8)
+
+
+def grey_png(image: NDArray[np.floating]) -> str:
+    """One image, shape (H, W), 0..1, as a ``data:`` address, enlarged."""
+    return _png(_grey(image.astype(np.float64)))
 
 
 def _called(probabilities: NDArray[np.float64], threshold: float | None) -> int:

@@ -8,7 +8,7 @@ import math
 from medveil.report import claim_wording, figures, trust
 from medveil.report.blocks import Block, Bullets, Cell, Chart, Charts, Facts, LegendItem, Prose, Section, Table
 from medveil.report.claim import Claim, LedgerState, Meaning, TradeOff
-from medveil.report.record import Run
+from medveil.report.reading import Run
 from medveil.report.secure_sums import SecureSums
 from medveil.study.card import NOTHING_PROMISED, UNITS, delta_text, epsilon_text, one_in, percent_text
 

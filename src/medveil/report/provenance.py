@@ -2,7 +2,8 @@
 
 from medveil.report import wording
 from medveil.report.blocks import Block, Bullets, Cell, Facts, Prose, Section, Strip, Table
-from medveil.report.record import Cost, Data, Duplicates, Run
+from medveil.report.reading import Run
+from medveil.report.record import Cost, Data, Duplicates
 from medveil.report.wording import NOT_MEASURED
 
 _SPLITS = ("train", "validation", "test")

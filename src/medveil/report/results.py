@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from medveil.report import wording
 from medveil.report.blocks import Block, Cell, Prose, Section, Strip, Table
-from medveil.report.record import External, Quantities, Quantity, Record, Run, Scores
+from medveil.report.reading import Run
+from medveil.report.record import External, Quantities, Quantity, Record, Scores
 from medveil.report.wording import NOT_MEASURED, PRIMARY
 
 _GROUP_METRICS = {

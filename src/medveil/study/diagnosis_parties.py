@@ -14,14 +14,14 @@ from typing import IO, Any
 
 import torch
 
-from medveil.encrypted.dealer import Dealer, fetch_as_hospital, fetch_as_vendor
+from medveil.encrypted.dealer import Dealer, fetch_as_hospital, fetch_as_vendor, owns
 from medveil.encrypted.hospital import Hospital
 from medveil.encrypted.program import Reveal
 from medveil.encrypted.vendor import Vendor
 from medveil.encrypted.wire.certificates import make_authority, make_certificate
 from medveil.encrypted.wire.connect import Address, Identity, Listener, connect
 from medveil.encrypted.wire.link import Link
-from medveil.errors import MedveilError, RunError
+from medveil.errors import ConfigError, MedveilError, RunError
 from medveil.study.diagnosis import (
     Served,
     decode,
@@ -89,6 +89,7 @@ def run_vendor(
     reveal: Reveal = "logits",
     reveal_bits: int = 16,
     levels: int = 20,
+    hospital: str = "",
 ) -> None:
     """Serve the model of a run; correlations are fetched from the dealer first where there is no store.
 
@@ -104,12 +105,20 @@ def run_vendor(
         reveal: as of :func:`~medveil.study.diagnosis.serve_run`, as the next two.
         reveal_bits: fraction bits of the logits that a hospital learns.
         levels: of the probabilities that it learns.
+        hospital: name on the certificate of the only hospital that these correlations are for; empty for any.
+
+    Raises:
+        ConfigError: the store was dealt for another hospital.
     """
     served = serve_run(run, reveal=reveal, reveal_bits=reveal_bits, levels=levels)
     program = served.compiled.program
     if not store.exists():
         with connect(dealer, identity, role="dealer", timeout_s=600.0) as link:
-            fetch_as_vendor(link, program, store, images=1, count=count)
+            fetch_as_vendor(link, program, store, images=1, count=count, hospital=hospital)
+    elif hospital and not owns(store, hospital):
+        raise ConfigError(
+            "The store was dealt for another hospital", remedy="give another --store, or leave --hospital out"
+        )
     description = served.description.model_dump(mode="json")
     vendor = Vendor(program, served.compiled.weights, store, description=description)
     listener = Listener(at, identity, role="hospital")
@@ -230,7 +239,7 @@ def local(
             note("The vendor compiles its model and has correlations dealt")
             asked = ["--model", str(run), "--store", str(folder / "vendor"), "--listen", "127.0.0.1:0"]
             asked += ["--dealer", f"127.0.0.1:{told['vendors']}", "--count", "1", "--times", "2"]
-            asked += ["--reveal", reveal, "--levels", str(levels)]
+            asked += ["--reveal", reveal, "--levels", str(levels), "--hospital", "local hospital"]
             with _party(keys, "vendor", asked, home) as (_, offered):
                 vendor = ["--vendor", f"127.0.0.1:{offered['listening']}", "--store", str(folder / "hospital")]
                 note("The hospital fetches its correlations; the dealer ends")

@@ -39,6 +39,7 @@ class RunFolder:
         self.inputs = self.state / "inputs.json"
         self.ledgers = path / "ledgers"
         self.outboxes = self.state / "outboxes"
+        self.red_team = path / "red_team"
 
     @contextmanager
     def claim(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,16 @@ def signing_key() -> Ed25519PrivateKey:
     return loaded
 
 
-def write_manifest(run: Path, plan_hash: str) -> None:
-    """Hash the run's files (not its state, nor the report, which can be made again) and sign the list."""
+def write_manifest(run: Path, plan_hash: str, *, files: Sequence[str] = ()) -> None:
+    """Hash the run's files (not its state, nor the report, which can be made again) and sign the list.
+
+    Args:
+        run: its folder, or one that holds other evidence.
+        plan_hash: of the plan that they belong to.
+        files: names in the folder; those of a run by default.
+    """
     key = signing_key()
-    content = {"plan_hash": plan_hash, "files": _hashes(run)}
+    content = {"plan_hash": plan_hash, "files": _hashes(run, files)}
     public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     signed = {
         **content,
@@ -70,8 +77,8 @@ def write_manifest(run: Path, plan_hash: str) -> None:
     write_json(run / "manifest.json", signed)
 
 
-def verify_manifest(run: Path) -> str:
-    """Check that no file changed since it was signed.
+def verify_manifest(run: Path, *, files: Sequence[str] = ()) -> str:
+    """Check that no file changed since it was signed; arguments as for :func:`write_manifest`.
 
     Returns:
         The signer's public key in base64; whether to trust it is the reader's decision.
@@ -90,7 +97,7 @@ def verify_manifest(run: Path) -> str:
             expected="an unchanged manifest.json",
             remedy="do not trust the run",
         ) from None
-    found = _hashes(run)
+    found = _hashes(run, files)
     changed = sorted(
         name for name in found.keys() | content["files"].keys() if found.get(name) != content["files"].get(name)
     )
@@ -104,11 +111,9 @@ def verify_manifest(run: Path) -> str:
     return str(manifest["public_key"])
 
 
-def _hashes(run: Path) -> dict[str, str]:
-    return {
-        path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in RunFolder(run).artifacts()
-    }
+def _hashes(run: Path, files: Sequence[str]) -> dict[str, str]:
+    paths = [run / name for name in files if (run / name).is_file()] if files else RunFolder(run).artifacts()
+    return {path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def _message(content: dict[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ from medveil.encrypted.serial import program_hash
 from medveil.encrypted.stores.store import Store
 from medveil.encrypted.vendor import Vendor
 from medveil.encrypted.wire.link import Link
-from medveil.errors import ConfigError, FederationError, ImageError, ProtocolError
+from medveil.errors import AuthenticityError, ConfigError, FederationError, ImageError, ProtocolError
 
 SHAPE = (1, 12, 12)
 PATIENCE = 1.5
@@ -240,6 +240,37 @@ def test_the_dealer_gives_a_hospitals_part_once(dealt, tmp_path):
         fetch_as_hospital(near, run, tmp_path / "again")
     assert serving.end().error is not None
     assert not (tmp_path / "again").exists()
+
+
+def test_a_run_that_was_dealt_for_one_hospital_is_nobody_elses(compiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDVEIL_HOME", str(tmp_path / "home"))
+    made, dealer = compiled[1], Dealer(tmp_path / "dealer")
+    near, far = links()
+    serving = Background(dealer.serve_vendor, far)
+    fetch_as_vendor(near, made.program, tmp_path / "vendor", images=1, count=1, hospital="north")
+    run = serving.end().result
+    for name, fits in (("south", False), ("", False), ("north", True)):
+        near, far = links()
+        far.peer = name
+        serving = Background(dealer.serve_hospital, far)
+        if fits:
+            fetch_as_hospital(near, run, tmp_path / "hospital")
+            assert serving.end().error is None
+        else:
+            with pytest.raises(FederationError):
+                fetch_as_hospital(near, run, tmp_path / f"stolen{name}")
+            assert isinstance(serving.end().error, FederationError)
+    for name, fits in (("south", False), ("north", True)):
+        near, far = links()
+        far.peer = name
+        serving = Background(Vendor(made.program, made.weights, tmp_path / "vendor").serve, far)
+        if fits:
+            Hospital(near).end()
+            assert serving.end().error is None
+        else:
+            with pytest.raises(FederationError):
+                Hospital(near)
+            assert isinstance(serving.end().error, AuthenticityError)
 
 
 @pytest.mark.parametrize("run", ["", "..", "0" * 32, "../vendor", "given", "a" * 300])

@@ -75,6 +75,7 @@ def test_sections_stand_in_the_agreed_order(pages):
         "How it compares",
         "What was protected, and what was not",
         "Privacy: what the model may reveal",
+        "Red team: what attacks get out of it",
         "Results on the test patients",
         "By site and by subgroup",
         "How the training went",

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 
 from medveil.report import pictures
-from medveil.report.record import Examples
+from medveil.report.reading import Examples
 
 
 def decoded(source):

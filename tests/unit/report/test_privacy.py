@@ -13,7 +13,7 @@ from medveil.errors import RunError
 from medveil.report import claim_wording, figures, privacy
 from medveil.report.claim import Claim, TradeOff
 from medveil.report.page import write_report
-from medveil.report.record import read_run
+from medveil.report.reading import read_run
 
 
 class Words(HTMLParser):

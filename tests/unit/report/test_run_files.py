@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medveil.errors import RunError
-from medveil.report.record import read_run
+from medveil.report.reading import read_run
 
 PATIENT = "Jane-Doe-1961"
 

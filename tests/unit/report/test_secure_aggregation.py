@@ -10,7 +10,7 @@ from medveil.errors import RunError
 from medveil.report import aggregation, claim_wording, trust, wording
 from medveil.report.claim import Claim
 from medveil.report.page import write_report
-from medveil.report.record import read_run
+from medveil.report.reading import read_run
 from medveil.report.secure_sums import SecureSums
 
 

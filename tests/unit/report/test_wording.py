@@ -1,7 +1,8 @@
 import pytest
 
 from medveil.report import wording
-from medveil.report.record import Quantity, read_run
+from medveil.report.reading import read_run
+from medveil.report.record import Quantity
 
 
 def record_of(folder):

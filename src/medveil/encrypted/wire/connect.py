@@ -1,6 +1,7 @@
 """Links over TCP with mutual TLS between dealer, vendor and hospital."""
 
 import socket
+import ssl
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from medveil.encrypted.wire.certificates import Role
 from medveil.encrypted.wire.link import Link
-from medveil.encrypted.wire.tls import client_context, secure, server_context
+from medveil.encrypted.wire.tls import check_role, client_context, secure, server_context
 from medveil.errors import ConfigError, ProtocolError
 
 _WAITING = 16
@@ -75,7 +76,7 @@ def connect(to: Address, identity: Identity, *, role: Role, patience_s: float = 
                     remedy=f"start the {role}, or correct the address",
                 ) from None
             time.sleep(_PAUSE_S)
-    return Link(secure(sock, context, role=role), timeout_s=timeout_s)
+    return _linked(secure(sock, context, role=role), role, timeout_s)
 
 
 class Listener:
@@ -114,9 +115,13 @@ class Listener:
             ProtocolError: it is silent.
         """
         sock, _ = self._socket.accept()
-        return Link(secure(sock, self._context, role=self._role), timeout_s=self._timeout_s)
+        return _linked(secure(sock, self._context, role=self._role), self._role, self._timeout_s)
 
     def close(self) -> None:
         """Stop listening."""
         with closing(self._socket):
             pass
+
+
+def _linked(sock: ssl.SSLSocket, role: Role, timeout_s: float) -> Link:
+    return Link(sock, timeout_s=timeout_s, peer=check_role(sock, role))

@@ -45,6 +45,7 @@ class Link:
         slack: how many bytes a frame may hold beyond those that :meth:`receive` was asked for.
         outstanding: bytes that may wait to be sent. Sending more waits for the other party to read, so both must not
             send more than this before they receive.
+        peer: the other party's name, as the authority signed it; empty where there is none.
 
     Attributes:
         bytes_sent: what was handed to the network, headers included.
@@ -64,6 +65,7 @@ class Link:
         slowest_rate: float = 125_000.0,
         slack: int = MAX_PAYLOAD,
         outstanding: int = 4 * MAX_PAYLOAD,
+        peer: str = "",
     ) -> None:
         if not (timeout_s > 0 and slowest_rate > 0 and slack >= 0 and outstanding > 0):
             raise ConfigError("A link's limits are not positive", remedy="give a time, a rate and sizes above 0")
@@ -75,6 +77,7 @@ class Link:
         self._pending = bytearray(HEADER_BYTES)
         self._broken: FederationError | None = None
         self._closed = False
+        self.peer = peer
         self.bytes_sent = 0
         self.frames_sent = 0
 

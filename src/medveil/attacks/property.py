@@ -1,0 +1,188 @@
+"""What does an update say about all patients of a batch together? Differential privacy does not promise to hide it."""
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+
+from medveil.accounting.accountants import bound_of
+from medveil.accounting.events import Gaussian
+from medveil.attacks.attack import Condition, Effort, Figure, Outcome, Report, Tell, ThreatModel
+from medveil.attacks.inversion_noise import noise_for
+from medveil.attacks.property_engine import BATCH, FEW, MANY, Side, parameter_sizes, properties, side, tell_apart
+from medveil.attacks.scene import Protection, Scene
+from medveil.errors import AttackError
+from medveil.rng import Seeds
+
+PROPERTIES: Final = {"class_mix": "how many of them are ill", "brightness": "how bright they are (a site's scanner)"}
+_SEGMENTED: Final = "how large what is outlined is"
+_VALUES: Final = 24_000_000
+_CHANCE: Final = 0.5
+_EVEN: Final = (BATCH // 2, BATCH // 2)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is tried.
+
+    Args:
+        images: of either side, at most.
+        pairs: of batches.
+        curve: epsilons of the release.
+    """
+
+    images: int
+    pairs: int
+    curve: tuple[float, ...]
+
+
+SIZES: Final[dict[Effort, Size]] = {
+    "quick": Size(96, 24, (1e6, 10.0)),
+    "default": Size(400, 100, (1e6, 1e3, 1e2, 10.0, 1.0)),
+}
+
+
+class PropertyInference:
+    """Property inference from the update of one batch of 32 images, a quarter or three quarters of which have it."""
+
+    name = "property"
+
+    def check(self, scene: Scene) -> None:
+        """Refuse a scene without enough images with and without each property.
+
+        Raises:
+            AttackError: see above.
+        """
+        for whose, images, targets in (
+            ("training", scene.images, scene.targets),
+            ("public", scene.public, scene.public_targets),
+        ):
+            for name, has in properties(scene, images, targets).items():
+                fewest = min(int(has.sum()), int((~has).sum()))
+                if fewest < MANY:
+                    raise AttackError(
+                        f"Too few {whose} images for property inference by {name}",
+                        got=f"{fewest} images of the rarer kind",
+                        expected=f"at least {MANY}",
+                        remedy="attack a run with more images",
+                    )
+
+    def run(self, scene: Scene, *, effort: Effort, seeds: Seeds, tell: Tell) -> Report:
+        """Tell batches of both kinds apart, from plain updates, protected ones, and over a curve of noise."""
+        began = time.monotonic()
+        self.check(scene)
+        size, sizes = SIZES[effort], parameter_sizes(scene)
+        tell("property: gradients of single images")
+        room = max(2 * MANY, min(size.images, _VALUES // sum(sizes)))
+        public = _side(scene, "public", room, seeds)
+        private = _side(scene, "training", room, seeds)
+
+        def outcome(condition: Condition, protection: Protection | None, shares: tuple[int, int]) -> Outcome:
+            tell(f"property: {condition.name}")
+            figures = dict[str, Figure]()
+            for name in PROPERTIES:
+                figures[f"{name}_auc"], _ = tell_apart(
+                    public,
+                    private,
+                    name,
+                    clipping=None if protection is None else protection.clipping,
+                    noise_multiplier=condition.noise_multiplier or 0.0,
+                    sizes=sizes,
+                    pairs=size.pairs,
+                    seeds=seeds.child(condition.name, name),
+                    shares=shares,
+                )
+            return Outcome(condition, figures)
+
+        unprotected = outcome(Condition("unprotected"), None, (FEW, MANY))
+        control = outcome(Condition("control: both kinds of batches alike"), None, _EVEN)
+        protection = scene.shown
+        protected, curve = None, tuple[Outcome, ...]()
+        if protection is not None:
+            told = "" if scene.protection is not None else "hypothetical, "
+            own = _condition(protection, protection.noise_multiplier, f"{told}epsilon {protection.epsilon:.3g}")
+            protected = outcome(own, protection, (FEW, MANY))
+            noises = [(each, noise_for(each, protection.delta)) for each in size.curve]
+            curve = tuple(
+                outcome(_condition(protection, noise, f"epsilon {each:g} of this release"), protection, (FEW, MANY))
+                for each, noise in noises
+            )
+        succeeded = (unprotected.figures["class_mix_auc"].low or 0.0) > _CHANCE
+        return Report(
+            name=self.name,
+            title="Property inference",
+            threat_model=_THREAT,
+            success="class_mix_auc",
+            unprotected=unprotected,
+            protected=protected,
+            curve=curve,
+            control=control,
+            succeeded_unprotected=succeeded,
+            resisted=_resisted(unprotected),
+            findings=_findings(scene, unprotected, protected),
+            seconds=time.monotonic() - began,
+        )
+
+
+_THREAT: Final = ThreatModel(
+    adversary="server",
+    sees=f"the update of one step on {BATCH} images, or of a secure sum the sum",
+    knows="the weights, the clip norm and the noise's size, and public images with and without the property",
+)
+
+
+def _side(scene: Scene, whose: str, images: int, seeds: Seeds) -> Side:
+    """Images at random, half of them with each class mix where there are enough."""
+    shown, targets = (scene.public, scene.public_targets) if whose == "public" else (scene.images, scene.targets)
+    order = seeds.child("images", whose).numpy().permutation(len(shown))
+    taken = order[:images]
+    # Rare kinds must fill a batch, whatever the draw: the first of each kind in random order come along.
+    for has in properties(scene, shown, targets).values():
+        for kind in (has, ~has):
+            taken = np.union1d(taken, order[kind[order]][:MANY])
+    picked = torch.from_numpy(taken)
+    return side(scene, shown[picked], targets[picked])
+
+
+def _condition(protection: Protection, noise: float, name: str) -> Condition:
+    own = noise == protection.noise_multiplier
+    return Condition(
+        name=name,
+        l2_clip_norm=protection.clipping.l2_clip_norm,
+        noise_multiplier=noise,
+        epsilon=protection.epsilon if own else None,
+        epsilon_of_release=bound_of(Gaussian(noise_multiplier=noise), delta=protection.delta),
+        delta=protection.delta,
+    )
+
+
+def _resisted(unprotected: Outcome) -> tuple[str, ...]:
+    figure = unprotected.figures["brightness_auc"]
+    if (figure.low or 0.0) > _CHANCE:
+        return ()
+    return ("The update of this network does not tell bright batches from dark ones.",)
+
+
+def _findings(scene: Scene, unprotected: Outcome, protected: Outcome | None) -> tuple[str, ...]:
+    titles = PROPERTIES | ({"class_mix": _SEGMENTED} if scene.task == "segmentation" else {})
+    found = []
+    for name, title in titles.items():
+        plain = unprotected.figures[f"{name}_auc"]
+        sentence = (
+            f"Of two batches of {BATCH} patients that differ in {title}, the server picks the right one "
+            f"{_percent(plain)} of the time from an unprotected update"
+        )
+        if protected is not None:
+            sentence += f", and {_percent(protected.figures[f'{name}_auc'])} under {protected.condition.name}"
+        found.append(f"{sentence}; guessing gives 50 %.")
+    found.append(
+        "Privacy for each patient does not promise to hide what is true of a whole batch or hospital, and there is no "
+        "bound to compare with. Only that it is a sum over many hospitals blurs whose property it is."
+    )
+    return tuple(found)
+
+
+def _percent(figure: Figure) -> str:
+    return f"{100 * figure.value:.0f} %"

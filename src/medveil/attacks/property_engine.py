@@ -1,0 +1,174 @@
+"""What one update says about a batch as a whole: gradients of images, batches of two kinds, the matched filter."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medveil.attacks import release
+from medveil.attacks.attack import Figure
+from medveil.attacks.membership_scores import area
+from medveil.attacks.scene import Scene
+from medveil.dp.clipping import Clipping, clip_and_sum
+from medveil.dp.gradients import per_unit_gradients
+from medveil.rng import Seeds
+from medveil.training.vectors import trainable
+
+BATCH = 32
+FEW, MANY = 8, 24
+"""Images with the property in a batch of either kind."""
+_RIDGE = 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One party's images as gradients.
+
+    Args:
+        gradients: shape (images, parameters).
+        has: which images have each property, by its name; shape (images,).
+    """
+
+    gradients: Tensor
+    has: dict[str, NDArray[np.bool_]]
+
+
+def properties(scene: Scene, images: Tensor, targets: Tensor) -> dict[str, NDArray[np.bool_]]:
+    """Class mix (the second class or above; for masks, more foreground than public images' median), and brightness.
+
+    Args:
+        scene: whose public images set the medians.
+        images: shape (N, ...).
+        targets: likewise.
+    """
+    bright = images.flatten(1).mean(1) > scene.public.flatten(1).mean(1).median()
+    if scene.task == "segmentation":
+        public = (scene.public_targets > 0).flatten(1).sum(1)
+        mixed = (targets > 0).flatten(1).sum(1) > public.median()
+    else:
+        mixed = targets > 0
+    return {"class_mix": mixed.numpy(), "brightness": bright.numpy()}
+
+
+def side(scene: Scene, images: Tensor, targets: Tensor) -> Side:
+    """Gradients of images one by one, by the code that private trainings use."""
+    model = copy.deepcopy(scene.model).cpu().eval()
+    batch = (scene.scaled(images), targets.long())
+    rows = per_unit_gradients(
+        model,
+        lambda logits, truth: scene.loss(logits, truth).mean(),
+        batch,
+        torch.arange(len(images)),
+        method="microbatch",
+    )
+    return Side(rows, properties(scene, images, targets))
+
+
+def batches(has: NDArray[np.bool_], shares: Sequence[int], seeds: Seeds) -> NDArray[np.int64]:
+    """One batch for each number of images with the property; shape (batches, BATCH), no image twice in one."""
+    random = seeds.numpy()
+    rows = [
+        np.concatenate(
+            [
+                random.choice(np.flatnonzero(has), share, replace=False),
+                random.choice(np.flatnonzero(~has), BATCH - share, replace=False),
+            ]
+        )
+        for share in shares
+    ]
+    return np.stack(rows).astype(np.int64)
+
+
+def clipped(gradients: Tensor, clipping: Clipping, sizes: Sequence[int]) -> Tensor:
+    """Rows as a step that clips adds them; shape of ``gradients``."""
+    rows = []
+    for row in gradients:
+        total = torch.zeros(len(row), dtype=torch.float64)
+        clip_and_sum(clipping, [part[None] for part in torch.split(row, list(sizes))], total)
+        rows.append(total.float())
+    return torch.stack(rows)
+
+
+def matched_filter(gradients: Tensor, has: NDArray[np.bool_], noise: float) -> Tensor:
+    """The direction along which updates of the two kinds of batches differ most, measured in their spread.
+
+    Args:
+        gradients: of public images, shape (images, parameters), as the step adds them.
+        has: the property, shape (images,).
+        noise: standard deviation of the noise on a batch's mean, a coordinate.
+
+    Returns:
+        Shape (parameters,): (S / BATCH + noise^2 I)^-1 (mean with - mean without), S being the covariance within
+        both kinds. A hundredth of the mean variance stands in for S where public images do not show it.
+
+    Reference:
+        Fisher 1936, Annals of Eugenics 7 (the linear discriminant, which is the matched filter in coloured noise).
+    """
+    mask = torch.from_numpy(has)
+    with_it, without = gradients[mask], gradients[~mask]
+    difference = with_it.mean(0) - without.mean(0)
+    spread = torch.cat([with_it - with_it.mean(0), without - without.mean(0)]).double()
+    spread /= (len(spread) * BATCH) ** 0.5
+    ridge = float(spread.square().sum()) / min(spread.shape) * _RIDGE
+    diagonal = noise**2 + max(ridge, 1e-30)
+    inner = diagonal * torch.eye(len(spread), dtype=torch.float64) + spread @ spread.T
+    along = torch.linalg.solve(inner, spread @ difference.double())
+    weights = difference.double() - spread.T @ along
+    direction: Tensor = weights / weights.norm().clamp(min=1e-30)
+    return direction
+
+
+def parameter_sizes(scene: Scene) -> list[int]:
+    """Values of every trainable parameter."""
+    return [parameter.numel() for parameter in trainable(scene.model)]
+
+
+def tell_apart(
+    public: Side,
+    private: Side,
+    name: str,
+    *,
+    clipping: Clipping | None,
+    noise_multiplier: float,
+    sizes: Sequence[int],
+    pairs: int,
+    seeds: Seeds,
+    shares: tuple[int, int] = (FEW, MANY),
+) -> tuple[Figure, NDArray[np.float64]]:
+    """AUC of the matched filter over pairs of batches, one of either kind, each seen as one update.
+
+    Args:
+        public: what the filter is made from.
+        private: whose batches are attacked.
+        name: of the property.
+        clipping: of an image's gradient; None for a plain mean.
+        noise_multiplier: noise over clip norm.
+        sizes: of parameters.
+        pairs: of batches.
+        seeds: of batches and noise.
+        shares: images with the property in either kind.
+
+    Returns:
+        The AUC, its interval over pairs of batches from the same pool, and the scores, shape (2, pairs).
+    """
+    known = public.gradients if clipping is None else clipped(public.gradients, clipping, sizes)
+    std = 0.0 if clipping is None else noise_multiplier * clipping.l2_clip_norm / BATCH
+    weights = matched_filter(known, public.has[name], std)
+    scores = np.empty((2, pairs))
+    for kind, share in enumerate(shares):
+        drawn = batches(private.has[name], [share] * pairs, seeds.child("batches", kind))
+        for number, rows in enumerate(drawn):
+            picked = private.gradients[torch.from_numpy(rows)]
+            if clipping is None:
+                update = picked.double().mean(0)
+            else:
+                units = [torch.split(row, list(sizes)) for row in picked]
+                noisy = release.protected_sum(units, clipping, noise_multiplier, seeds.child("noise", kind, number))
+                update = torch.from_numpy(noisy) / BATCH
+            scores[kind, number] = float(weights @ update)
+    kinds = np.array([[False] * pairs, [True] * pairs])
+    return area(scores, kinds, seeds.child("bootstrap")), scores

@@ -1,0 +1,241 @@
+"""The membership game on a network that learns random labels by heart."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from medveil.accounting import calibrate_noise, epsilon
+from medveil.attacks import membership
+from medveil.attacks.membership import Membership, Size
+from medveil.attacks.membership_report import bounds, training_epsilon
+from medveil.attacks.membership_shadows import Twin, answers_of, choose_pool, draw_members, private_step
+from medveil.attacks.scene import Protection, Scene
+from medveil.dp import clipping as clipping_code
+from medveil.dp.clipping import AdaptiveClipping, FlatClipping
+from medveil.dp.noise import NoiseMechanism
+from medveil.errors import AttackError
+from medveil.rng import Seeds
+from medveil.training.arrays import InputScale
+from medveil.training.optimisers import Sgd
+from medveil.training.settings import Training
+
+RATE, STEPS, DELTA = 0.5, 20, 1e-5
+SIZE = Size(patients=80, images=2, models=16, epochs=15, steps=STEPS)
+
+
+def losses(logits, targets):
+    rows = functional.cross_entropy(logits, targets, reduction="none")
+    return rows.flatten(1).mean(1) if rows.dim() > 1 else rows
+
+
+def scene_of(patients=80, images_each=1, task="classification", target=1.0, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    count = patients * images_each
+    images = torch.rand(count, 1, 12, 12, generator=random)
+    if task == "classification":
+        model = nn.Sequential(nn.Flatten(), nn.Linear(144, 2))
+        targets = torch.randint(0, 2, (count,), generator=random)
+    else:
+        model = nn.Conv2d(1, 2, 3, padding=1)
+        targets = torch.randint(0, 2, (count, 12, 12), generator=random)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    trained = copy.deepcopy(model)
+    trained.state_dict()[next(iter(trained.state_dict()))].add_(0.1)
+    noise = calibrate_noise(epsilon=target, delta=DELTA, sampling_rate=RATE, steps=STEPS)
+    protection = Protection(FlatClipping(l2_clip_norm=0.5), noise, RATE, STEPS, DELTA, target)
+    return Scene(
+        model=model,
+        trained=trained,
+        loss=losses,
+        scale=InputScale(),
+        task=task,
+        num_classes=2,
+        images=images,
+        targets=targets,
+        subject=np.repeat(np.arange(patients) + 7, images_each),
+        public=images,
+        public_targets=targets,
+        public_subject=np.arange(count),
+        training=Training(batch_size=64, optimiser=Sgd(lr=0.1, momentum=0.9)),
+        protection=protection,
+    )
+
+
+@pytest.fixture
+def small(monkeypatch):
+    for key in membership.SIZES:
+        monkeypatch.setitem(membership.SIZES, key, SIZE)
+
+
+def report_of(scene, effort="quick"):
+    return Membership().run(scene, effort=effort, seeds=Seeds(1), tell=lambda _: None)
+
+
+def test_the_attack_works_without_protection_and_stays_below_the_bound_with_it(small):
+    scene = scene_of()
+    before = copy.deepcopy(scene.model.state_dict())
+    told = []
+    report = Membership().run(scene, effort="quick", seeds=Seeds(1), tell=told.append)
+    plain, hidden, control = report.unprotected.figures, report.protected.figures, report.control.figures
+    assert report.succeeded_unprotected
+    assert plain["auc"].low > 0.8
+    assert control["auc"].low < 0.5 < control["auc"].high
+    assert hidden["auc"].low < hidden["auc_bound"].value < 0.9
+    assert hidden["tpr_at_1e-2"].low < report.protected.bound < 0.5
+    assert all(torch.equal(before[key], value) for key, value in scene.model.state_dict().items())
+    assert len(told) == 2 * SIZE.models
+    assert len(report.unprotected.images) == 80
+    assert plain["mean_memorisation"].value > 0.1 > abs(control["mean_memorisation"].value)
+    assert "tpr_at_1e-3" not in plain  # 640 others cannot show one in a thousand
+    assert report.pictures["roc_unprotected"][-1] == 1
+    assert report.to_json()["bound"] == report.protected.bound
+
+
+@pytest.mark.parametrize("missing", ["noise", "clip"])
+def test_a_build_without_the_defence_exceeds_the_bound(small, monkeypatch, missing):
+    if missing == "noise":
+        monkeypatch.setattr(NoiseMechanism, "release", lambda self, total, random: total)
+    else:
+        kept = clipping_code._coefficients
+
+        def unclipped(clipping, norms, sizes):
+            factors, clipped = kept(clipping, norms, sizes)
+            return torch.full_like(factors, 100.0), clipped
+
+        monkeypatch.setattr(clipping_code, "_coefficients", unclipped)
+    hidden = report_of(scene_of()).protected.figures
+    assert hidden["auc"].low > hidden["auc_bound"].value
+    assert hidden["tpr_at_1e-2"].low > hidden["tpr_at_1e-2_bound"].value
+
+
+def test_the_same_seeds_give_the_same_figures(small):
+    first, second = (report_of(scene_of()) for _ in range(2))
+    assert first.unprotected.figures == second.unprotected.figures
+    assert first.protected.figures == second.protected.figures
+
+
+def test_masks_are_attacked_by_pixels_and_by_dice(small):
+    report = report_of(scene_of(images_each=3, task="segmentation"))
+    assert {"auc", "dice_auc", "offline_auc", "loss_threshold_auc"} <= set(report.unprotected.figures)
+
+
+def test_a_hypothetical_protection_is_said_to_be_one(small):
+    scene = scene_of()
+    assumed = replace(scene, protection=None, reference=scene.protection)
+    assert "hypothetical" in report_of(assumed).protected.condition.name
+    assert "hypothetical" not in report_of(scene).protected.condition.name
+    assert report_of(replace(scene, protection=None)).protected is None
+
+
+def test_a_network_that_mixes_patients_has_no_hypothetical_row(small):
+    scene = scene_of()
+    mixing = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    assumed = replace(scene, model=mixing, trained=scene.trained, protection=None, reference=scene.protection)
+    report = report_of(assumed)
+    assert report.protected is None
+    assert any("mix patients" in each for each in report.resisted)
+
+
+def test_epsilon_of_the_shadows_is_that_of_the_steps_they_take(small):
+    scene = scene_of()
+    longer = replace(scene, protection=replace(scene.protection, steps=10 * STEPS, epsilon=5.0))
+    condition = report_of(longer).protected.condition
+    wanted = epsilon(sampling_rate=RATE, noise_multiplier=scene.protection.noise_multiplier, steps=STEPS, delta=DELTA)
+    assert condition.epsilon == pytest.approx(wanted)
+    assert "epsilon 5 (the run's)" in condition.name
+
+
+def test_bounds_of_one_full_release_are_those_of_two_normals():
+    """At sampling rate 1 and one step: the test of N(0, 1) against N(1/sigma, 1), AUC Phi(1 / (sigma sqrt 2))."""
+    from scipy.stats import norm
+
+    protection = Protection(FlatClipping(l2_clip_norm=1.0), 0.8, 1.0, 1, DELTA, 5.0)
+    found = bounds(Twin(protection, 1, 0.8))
+    assert norm.cdf(1 / (0.8 * np.sqrt(2))) <= found["auc"] <= norm.cdf(1 / (0.8 * np.sqrt(2))) + 0.01
+    assert found["tpr_at_1e-2"] == pytest.approx(1 - norm.cdf(norm.ppf(0.99) - 1 / 0.8), abs=2e-3)
+
+
+def test_so_little_noise_promises_nothing():
+    protection = Protection(FlatClipping(l2_clip_norm=1.0), 0.001, RATE, STEPS, DELTA, 1e6)
+    twin = Twin(protection, STEPS, 0.001)
+    assert training_epsilon(twin) is None
+    assert set(bounds(twin).values()) == {1.0}
+
+
+def test_a_step_does_what_the_protection_says():
+    scene = scene_of()
+    step = private_step(scene.model, Twin(scene.protection, STEPS, 2.0), 40.0, views=1)
+    assert (step.noise.noise_multiplier, step.noise.dimension, step.divisor) == (2.0, 290, RATE * 40)
+    adaptive = replace(scene.protection, clipping=AdaptiveClipping(l2_clip_norm=1.0, count_noise_multiplier=10.0))
+    noisier = private_step(scene.model, Twin(adaptive, STEPS, 2.0), 40.0, views=1)
+    assert noisier.noise.noise_multiplier > 2.0
+    assert noisier.event.noise_multiplier == 2.0
+
+
+def test_patients_are_never_split():
+    scene = scene_of(patients=30, images_each=3)
+    pool = choose_pool(scene, 20, 2, Seeds(0))
+    assert pool.patients == 20
+    assert len(pool.images) == 40
+    members = draw_members(1, 20, Seeds(0))[0]
+    part = pool.of(members)
+    assert len(part) == 2 * members.sum()
+    assert part.num_subjects == members.sum()
+    assert np.all(np.bincount(part.subject) == 2)
+    inside = {int(each) for each in scene.subject[pool.row[members[pool.owner]]]}
+    outside = {int(each) for each in scene.subject[pool.row[~members[pool.owner]]]}
+    assert not inside & outside
+    assert len(inside | outside) == 20
+
+
+def test_answers_are_means_over_a_patients_images():
+    scene = scene_of(patients=10, images_each=2)
+    pool = choose_pool(scene, 10, 2, Seeds(0))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 2))
+    signal, _, confidence, loss = answers_of(scene, pool, model)
+    probabilities = model(scene.scaled(pool.images)).softmax(1).detach().double()
+    for patient in range(10):
+        own = np.flatnonzero(pool.owner == patient)
+        truth = np.array([float(probabilities[row, pool.targets[row]]) for row in own])
+        assert confidence[patient] == pytest.approx(truth.mean(), rel=1e-5)
+        assert signal[patient] == pytest.approx(np.mean(np.log(truth / (1 - truth))), rel=1e-4, abs=1e-6)
+        assert loss[patient] == pytest.approx(np.mean(-np.log(truth)), rel=1e-4)
+
+
+def test_overlap_is_the_logit_of_soft_dice():
+    scene = scene_of(patients=3, task="segmentation")
+    pool = choose_pool(scene, 3, 1, Seeds(0))
+    _, overlap, _, _ = answers_of(scene, pool, scene.model)  # weights of zero: every pixel one half
+    for patient in range(3):
+        wanted = float(pool.targets[patient].double().sum())
+        dice = 2 * (0.5 * wanted) / (0.5 * 144 + wanted)
+        assert overlap[patient] == pytest.approx(np.log(dice / (1 - dice)), rel=1e-3, abs=1e-4)
+
+
+def test_coins_are_fair_and_their_own():
+    members = draw_members(200, 100, Seeds(0))
+    assert abs(members.mean() - 0.5) < 0.01
+    assert len({int(each) for each in members.sum(1)}) > 5  # halves of one size would tie patients together
+
+
+def test_too_few_patients_are_refused():
+    with pytest.raises(AttackError, match="at least 64"):
+        Membership().check(scene_of(patients=40))
+
+
+def test_a_rate_that_cannot_be_measured_is_refused():
+    with pytest.raises(AttackError, match="at least 1250"):
+        Membership(false_positive_rate=5e-4).check(scene_of(patients=80))
+
+
+def test_a_trained_start_is_refused():
+    scene = scene_of()
+    with pytest.raises(AttackError, match="initial weights"):
+        Membership().check(replace(scene, trained=copy.deepcopy(scene.model)))
