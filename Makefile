@@ -15,7 +15,9 @@ RUN ?= runs/demo-$(notdir $(basename $(PLAN)))
 .PHONY: demo test check install clean
 
 demo: $(VENV)/installed
-	$(BIN)/medveil train $(PLAN) --out $(RUN)
+	$(BIN)/medveil train $(PLAN) --out $(RUN) --no-report
+	$(BIN)/medveil audit $(RUN) --quick --quiet
+	$(BIN)/medveil attack $(RUN) --quick --quiet
 
 test: check
 	$(BIN)/python -m pytest -q

@@ -27,12 +27,13 @@ from medveil.attacks.imprint_engine import (
 )
 from medveil.attacks.imprint_ground import EXACT_DB, Extent, Ground, prepare
 from medveil.attacks.measures import nearest
+from medveil.attacks.noise_levels import BROKEN, breaks, level_condition, shown_condition
 from medveil.attacks.reconstruction_images import picture
-from medveil.attacks.reconstruction_releases import BROKEN, breaks, noise_for, single_release, whole_training
 from medveil.attacks.scene import Protection, Scene
 from medveil.errors import AttackError
 from medveil.rng import Seeds
 
+_LITTLE_HIDDEN: Final = "Summing over sites hides little from it."
 _WHO: Final = (
     "medveil's sites build the network from the plan that they agreed to, so a server cannot put the layer in unless "
     "the plan does: whoever agrees to a plan should look at its network."
@@ -101,11 +102,10 @@ class Imprint:
         if shown is not None and shown.noise_multiplier > 0:
             gradients = _unit_gradients(ground, shown, tell)
             tell("reading through the run's noise")
-            protected, noisy = _protected(ground, shown, gradients, whole_training(scene, shown))
+            protected, noisy = _protected(ground, shown, gradients, shown_condition(scene, shown))
             for epsilon in ground.effort.epsilons:
                 tell(f"reading a release of epsilon {epsilon:g}")
-                condition = single_release(shown, noise_for(epsilon, shown.delta), "curve: ")
-                curve.append(_protected(ground, shown, gradients, condition)[0])
+                curve.append(_protected(ground, shown, gradients, level_condition(shown, epsilon))[0])
         control, blind = _control(ground)
         shown_first = ground.pool[:_GROUP]
         pictures = {"original": shown_first, "control": blind, "unprotected": clear.found, "sum": clear.summed}
@@ -284,8 +284,10 @@ def _findings(ground: Ground, clear: Outcome, protected: Outcome | None, control
     told = ", ".join(
         f"{100 * share:.0f} % of {name.removeprefix('exact_rate_').replace('_', ' ')}" for name, share in exact.items()
     )
+    summed = max(share for name, share in exact.items() if "_sum_" in name)
     found = [
-        f"With the layer and without protection, the server copied exactly: {told}. Summing over sites hides little.",
+        f"With the layer and without protection, the server copied exactly: {told}.",
+        *([_LITTLE_HIDDEN] if summed > 1 / 2 else []),
         _WHO,
     ]
     if protected is not None:

@@ -109,6 +109,9 @@ def imprint(scene: Scene, setting: Setting, seeds: Seeds) -> Imprinted:
     pattern = _STRENGTH * torch.randn(centre.shape, generator=draws)
     made = Imprinted(scene.model, measure, cutoffs.float(), centre, pattern)
     weight, _ = layer_gradient(scene, made, scene.public[:_TRIAL].float(), scene.public_targets[:_TRIAL])
+    if not weight.any():  # first weights of zero let no gradient through: the server sends others
+        made.model = scene.trained
+        weight, _ = layer_gradient(scene, made, scene.public[:_TRIAL].float(), scene.public_targets[:_TRIAL])
     made.amplify(_LARGEST_ENTRY / max(float(weight.abs().max()), 1e-30))
     return made
 

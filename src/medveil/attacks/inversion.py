@@ -9,10 +9,10 @@ from torch import nn
 
 from medveil.attacks.attack import Condition, Effort, Figure, Outcome, Report, Tell, ThreatModel
 from medveil.attacks.inversion_engine import Distance, Recipe
-from medveil.attacks.inversion_noise import condition_of, noise_for, rank1_bound
 from medveil.attacks.inversion_report import figures_of, findings_of, pictures_of, resisted_of, worked
 from medveil.attacks.inversion_trial import Bench, Trial, Variant
 from medveil.attacks.inversion_update import local_steps, step_flops
+from medveil.attacks.noise_levels import condition_of, noise_for, rank1_bound, shown_name
 from medveil.attacks.scene import Protection, Scene
 from medveil.errors import AttackError
 from medveil.rng import Seeds
@@ -104,19 +104,17 @@ class Inversion:
             seeds,
         )
         control = bench.judge_control(work.images)
-        tell(f"gradient inversion: {work.images} images, {work.steps} steps each, without protection")
+        tell(f"{work.images} images, {work.steps} steps each, without protection")
         plain = bench.run(Variant("single update"), work.images)
         variants = [_told(bench, variant, count, tell) for variant, count in work.variants]
         shown, curve = scene.shown, []
         protected = None
         if shown is not None:
-            tell("gradient inversion: under the run's protection, and over a curve of noise")
-            kind = "" if scene.protection is not None else " (hypothetical)"
-            name = f"epsilon {shown.epsilon:.3g}{kind}"
-            protected = _noised(bench, shown, shown.noise_multiplier, work.images, name)
+            tell("under protection, and over a curve of noise")
+            protected = _noised(bench, shown, shown.noise_multiplier, work.images, shown_name(scene))
             for epsilon in _EPSILONS[effort]:
                 noise = noise_for(epsilon, shown.delta)
-                name = f"epsilon {epsilon:.0e} of one release"
+                name = f"epsilon {epsilon:g} of one release"
                 curve.append(_noised(bench, shown, noise, _curve_images(scene, effort), name))
         prior = len(bench.smoothness) / (len(bench.distractors) + 1)
         nothing_seen = Outcome(Condition("nothing seen"), figures_of(control, seeds), control.rows, prior)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from medveil.accounting.accountants import bound_of
 from medveil.accounting.events import Gaussian
 from medveil.attacks.attack import Condition, Effort, Figure, Outcome, Report, Tell, ThreatModel
-from medveil.attacks.inversion_noise import noise_for
 from medveil.attacks.membership_report import (
     RATES,
     Setting,
@@ -40,12 +39,16 @@ from medveil.attacks.membership_shadows import (
     draw_members,
     with_noise,
 )
+from medveil.attacks.noise_levels import noise_for, shown_name
 from medveil.attacks.scene import Scene
 from medveil.dp.checks import check
 from medveil.errors import AttackError, UnsupportedModelError
 from medveil.rng import Seeds
 
 _PAIRS_BEYOND: Final = 5
+# Pairs beyond 1 % from which that rate is the headline; below, the AUC is.
+_PAIRS_FOR_HEADLINE: Final = 20
+_TOLD_EVERY: Final = 4
 _ROC_RATES: Final = np.logspace(-4, 0, 81)
 
 
@@ -75,7 +78,7 @@ class Size:
 SIZES: Final[dict[tuple[str, Effort], Size]] = {
     ("classification", "quick"): Size(112, 2, 16, 40, 40),
     ("classification", "default"): Size(240, 2, 48, 50, 200, curve=(1e2, 1e6), curve_models=12),
-    ("segmentation", "quick"): Size(64, 1, 8, 12, 12),
+    ("segmentation", "quick"): Size(64, 1, 16, 12, 12),
     ("segmentation", "default"): Size(96, 1, 16, 25, 40, curve=(1e6,), curve_models=8),
 }
 FEWEST_PATIENTS: Final = 64
@@ -150,7 +153,7 @@ class Membership:
             protected = game.outcome(game.condition(twin), hidden, "protected", twin)
             pictures |= game.curves(hidden, "protected")
         curve = () if twin is None else tuple(game.point(twin, each) for each in size.curve)
-        succeeded = succeeded_by(unprotected, control)
+        succeeded = succeeded_by(unprotected, control, game.headline)
         return Report(
             name=self.name,
             title="Membership inference (LiRA)",
@@ -160,7 +163,7 @@ class Membership:
                 knows="the image and its label, the plan, the initial weights, and images of many patients like the "
                 f"run's, on random halves of whom {size.models} models of the same kind are trained",
             ),
-            success=rate_name(RATES[0]),
+            success=game.headline,
             unprotected=unprotected,
             protected=protected,
             curve=curve,
@@ -182,6 +185,12 @@ class _Game:
     pool: Pool
     seeds: Seeds
     tell: Tell
+
+    @property
+    def headline(self) -> str:
+        """The figure that counts: members found at 1 % false alarms where so many pairs tell it, else the AUC."""
+        others = self.size.models * self.pool.patients / 2
+        return rate_name(RATES[0]) if others * RATES[0] >= _PAIRS_FOR_HEADLINE else "auc"
 
     @property
     def setting(self) -> Setting:
@@ -224,13 +233,10 @@ class _Game:
         """Epsilon is that of the shadows' own training; the run's stands in the name."""
         protection, noise = twin.protection, twin.noise_multiplier
         own = noise == protection.noise_multiplier
-        said = "" if self.scene.protection is not None else "hypothetical, "
-        name = (
-            f"{said}epsilon {protection.epsilon:.3g} (the run's), {twin.steps} steps" if own else f"noise {noise:.2g}"
-        )
         epsilon = training_epsilon(twin)
-        if own and epsilon is not None:
-            name += f", epsilon {epsilon:.3g} (the shadows')"
+        name = shown_name(self.scene) if own else f"noise {noise:.2g}"
+        if epsilon is not None:
+            name += f"; the shadows' own training {epsilon:.3g}"
         return Condition(
             name=name,
             l2_clip_norm=protection.clipping.l2_clip_norm,
@@ -254,7 +260,7 @@ class _Game:
         known = remembered[np.isfinite(remembered)]
         figures["mean_memorisation"] = Figure(float(known.mean()))
         figures["most_memorisation"] = Figure(float(known.max()))
-        return Outcome(condition, figures, self._rows(answers, remembered), most.get(rate_name(RATES[0])))
+        return Outcome(condition, figures, self._rows(answers, remembered), most.get(self.headline))
 
     def curves(self, answers: Answers, name: str) -> dict[str, NDArray[np.float64]]:
         """Points of the ROC curves for a figure with log axes."""
@@ -285,7 +291,8 @@ class _Game:
 
     def _done(self, name: str, models: int) -> Any:
         def told(number: int) -> None:
-            self.tell(f"membership, {name}: shadow model {number} of {models}")
+            if number == models or number % _TOLD_EVERY == 0:
+                self.tell(f"{name}: shadow model {number} of {models}")
 
         return told
 

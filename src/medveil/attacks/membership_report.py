@@ -73,11 +73,11 @@ def bounds(twin: Twin) -> dict[str, float]:
     return dict(zip(keys, values, strict=True))
 
 
-def succeeded_by(unprotected: Outcome, control: Outcome) -> bool:
-    """Whether AUC and hits at 1 % lie above what guessing gives, intervals included."""
+def succeeded_by(unprotected: Outcome, control: Outcome, headline: str) -> bool:
+    """Whether the AUC, and the headline's hits where it is not the AUC, lie above guessing, intervals included."""
     reached, guessed = unprotected.figures, control.figures
-    hits = reached[rate_name(RATES[0])]
-    return (reached["auc"].low or 0.0) > max(_CHANCE, guessed["auc"].value) and (hits.low or 0.0) > RATES[0]
+    ranked = (reached["auc"].low or 0.0) > max(_CHANCE, guessed["auc"].value)
+    return ranked and (headline == "auc" or (reached[headline].low or 0.0) > RATES[0])
 
 
 def resisted_by(unprotected: Outcome) -> tuple[str, ...]:
@@ -85,8 +85,8 @@ def resisted_by(unprotected: Outcome) -> tuple[str, ...]:
     key = rate_name(RATES[0])
     titles = {"offline_": "offline LiRA", "loss_threshold_": "a threshold on the loss", "dice_": "LiRA on Dice"}
     return tuple(
-        f"{title} finds {_percent(unprotected.figures[prefix + key])} of the members at 1 % false alarms: no more than "
-        "guessing, within its interval."
+        f"{title} finds {_percent(unprotected.figures[prefix + key])} of the members at 1 % false alarms: guessing "
+        "lies within its interval."
         for prefix, title in titles.items()
         if prefix + key in unprotected.figures and (unprotected.figures[prefix + key].low or 0.0) <= RATES[0]
     )
@@ -95,6 +95,10 @@ def resisted_by(unprotected: Outcome) -> tuple[str, ...]:
 def _percent(figure: Figure) -> str:
     low, high = 100 * (figure.low or 0.0), 100 * (1.0 if figure.high is None else figure.high)
     return f"{100 * figure.value:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def _plain(figure: Figure) -> str:
+    return f"{figure.value:.2f} ({figure.low or 0.0:.2f} to {1.0 if figure.high is None else figure.high:.2f})"
 
 
 def findings_of(
@@ -106,7 +110,7 @@ def findings_of(
         (
             f"Without protection the attacker recognises {_percent(unprotected.figures[key])} of the patients whose "
             "images a model was trained on, while wrongly accusing 1 % of the others; guessing gives 1 %, and the "
-            f"same analysis against coins {_percent(control.figures[key])}."
+            f"same analysis against coins {_percent(control.figures[key])}. AUC {_plain(unprotected.figures['auc'])}."
         ),
         (
             f"The models attacked are twins of the run's: trained {setting.epochs} epochs on about "
@@ -118,8 +122,8 @@ def findings_of(
     if protected is not None:
         hits = protected.figures[key]
         found.append(
-            f"With {protected.condition.name} it recognises {_percent(hits)}; no attack can exceed "
-            f"{100 * (1.0 if protected.bound is None else protected.bound):.1f} %."
+            f"With {protected.condition.name}, it recognises {_percent(hits)}; no attack on that training can exceed "
+            f"{100 * protected.figures[key + '_bound'].value:.1f} %."
         )
     if rate_name(RATES[1]) not in unprotected.figures:
         found.append("A false-positive rate of 0.1 % needs more patients and models than this effort trains.")

@@ -7,10 +7,8 @@ from typing import Final
 import numpy as np
 import torch
 
-from medveil.accounting.accountants import bound_of
-from medveil.accounting.events import Gaussian
 from medveil.attacks.attack import Condition, Effort, Figure, Outcome, Report, Tell, ThreatModel
-from medveil.attacks.inversion_noise import noise_for
+from medveil.attacks.noise_levels import level_condition, shown_condition
 from medveil.attacks.property_engine import BATCH, FEW, MANY, Side, parameter_sizes, properties, side, tell_apart
 from medveil.attacks.scene import Protection, Scene
 from medveil.errors import AttackError
@@ -74,13 +72,13 @@ class PropertyInference:
         began = time.monotonic()
         self.check(scene)
         size, sizes = SIZES[effort], parameter_sizes(scene)
-        tell("property: gradients of single images")
+        tell("gradients of single images")
         room = max(2 * MANY, min(size.images, _VALUES // sum(sizes)))
         public = _side(scene, "public", room, seeds)
         private = _side(scene, "training", room, seeds)
 
         def outcome(condition: Condition, protection: Protection | None, shares: tuple[int, int]) -> Outcome:
-            tell(f"property: {condition.name}")
+            tell(f"{condition.name}")
             figures = dict[str, Figure]()
             for name in PROPERTIES:
                 figures[f"{name}_auc"], _ = tell_apart(
@@ -101,14 +99,9 @@ class PropertyInference:
         protection = scene.shown
         protected, curve = None, tuple[Outcome, ...]()
         if protection is not None:
-            told = "" if scene.protection is not None else "hypothetical, "
-            own = _condition(protection, protection.noise_multiplier, f"{told}epsilon {protection.epsilon:.3g}")
-            protected = outcome(own, protection, (FEW, MANY))
-            noises = [(each, noise_for(each, protection.delta)) for each in size.curve]
-            curve = tuple(
-                outcome(_condition(protection, noise, f"epsilon {each:g} of this release"), protection, (FEW, MANY))
-                for each, noise in noises
-            )
+            protected = outcome(shown_condition(scene, protection), protection, (FEW, MANY))
+            levels = [level_condition(protection, each) for each in size.curve]
+            curve = tuple(outcome(level, protection, (FEW, MANY)) for level in levels)
         succeeded = (unprotected.figures["class_mix_auc"].low or 0.0) > _CHANCE
         return Report(
             name=self.name,
@@ -144,18 +137,6 @@ def _side(scene: Scene, whose: str, images: int, seeds: Seeds) -> Side:
             taken = np.union1d(taken, order[kind[order]][:MANY])
     picked = torch.from_numpy(taken)
     return side(scene, shown[picked], targets[picked])
-
-
-def _condition(protection: Protection, noise: float, name: str) -> Condition:
-    own = noise == protection.noise_multiplier
-    return Condition(
-        name=name,
-        l2_clip_norm=protection.clipping.l2_clip_norm,
-        noise_multiplier=noise,
-        epsilon=protection.epsilon if own else None,
-        epsilon_of_release=bound_of(Gaussian(noise_multiplier=noise), delta=protection.delta),
-        delta=protection.delta,
-    )
 
 
 def _resisted(unprotected: Outcome) -> tuple[str, ...]:

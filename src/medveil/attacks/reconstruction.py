@@ -15,10 +15,10 @@ from medveil.accounting.meaning import reconstruction_bound
 from medveil.attacks import release
 from medveil.attacks.attack import Condition, Effort, Figure, Outcome, Report, Tell, ThreatModel
 from medveil.attacks.measures import nearest, psnr_db, rank, rate, spread, ssim
+from medveil.attacks.noise_levels import breaks, level_condition, shown_condition
 from medveil.attacks.reconstruction_engine import GaussianPrior
 from medveil.attacks.reconstruction_findings import findings
 from medveil.attacks.reconstruction_images import one_a_subject, picture, pixel_span
-from medveil.attacks.reconstruction_releases import breaks, noise_for, single_release, whole_training
 from medveil.attacks.scene import Protection, Scene
 from medveil.dp.clipping import clip_and_sum
 from medveil.errors import AttackError
@@ -118,12 +118,12 @@ class Reconstruction:
         setting = _prepare(scene, shown, effort, seeds)
         unprotected, clear = _attack(setting, None, 0.0, Condition("unprotected"))
         tell("the run's noise" if scene.protection else "a hypothetical noise")
-        protected, noisy = _attack(setting, shown, shown.noise_multiplier, whole_training(scene, shown))
+        protected, noisy = _attack(setting, shown, shown.noise_multiplier, shown_condition(scene, shown))
         curve = []
         for epsilon in _EPSILONS[effort]:
             tell(f"a release of epsilon {epsilon:g}")
-            noise = noise_for(epsilon, shown.delta)
-            curve.append(_attack(setting, shown, noise, single_release(shown, noise, "curve: "))[0])
+            level = level_condition(shown, epsilon)
+            curve.append(_attack(setting, shown, level.noise_multiplier or 0.0, level)[0])
         control, blind = _control(setting)
         held = all(outcome.figures["bound_kept"].value == 1 for outcome in (protected, *curve))
         first = torch.from_numpy(setting.targets[:_PICTURES])

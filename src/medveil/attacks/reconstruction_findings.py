@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from medveil.attacks.attack import Outcome
-from medveil.attacks.reconstruction_releases import BROKEN
+from medveil.attacks.noise_levels import BROKEN
 
 
 def findings(

@@ -1,5 +1,6 @@
 """``medveil audit``."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -41,6 +42,7 @@ def command() -> None:
 @click.option("--shape", metavar="C,H,W", help="Shape of an image, where a plan does not say it.")
 @click.option("--classes", type=click.IntRange(min=2), help="Number of classes, where a plan does not say it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+@click.option("--report/--no-report", default=True, help="Keep the audit in the run folder and its report.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def whole(
     run: str,
@@ -51,11 +53,13 @@ def whole(
     shape: str | None,
     classes: int | None,
     as_json: bool,
+    report: bool,
     quiet: bool,
 ) -> None:
     """Measure lower bounds on epsilon with canaries, and the step's components, against what RUN claims.
 
-    No image is read. Exit code 7 when something is not compatible with the claim.
+    No image is read. What is found is kept in a run's folder and shown in its report. Exit code 7 when something is not
+    compatible with the claim.
 
     \b
     Examples:
@@ -73,6 +77,12 @@ def whole(
         tell=Watcher(quiet=quiet).note,
     )
     content = found.as_dict()
+    if report and Path(run).is_dir():
+        from medveil.report.page import write_report
+        from medveil.study.red_team import keep_audit
+
+        keep_audit(Path(run), content)
+        write_report(Path(run))
     print_json(content) if as_json else _print_whole(content)
     _exit(passed=found.verdict == "consistent")
 

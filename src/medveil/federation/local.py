@@ -29,6 +29,8 @@ class LocalWork:
         num_validation: validation examples.
         silent: tell neither the size of the data nor the loss: a privacy claim covers them.
         hidden: a training that diverges counts as no change, because whether it did would tell about the whole site.
+        inspect: looks at the weights that arrived, in the trainer's model, before they are trained; raises what refuses
+            them. It must not look at the site's data.
     """
 
     trainer: Trainer
@@ -39,6 +41,7 @@ class LocalWork:
     num_validation: int
     silent: bool = False
     hidden: bool = False
+    inspect: Callable[[], None] | None = None
 
     @property
     def num_examples(self) -> int | None:
@@ -50,6 +53,7 @@ class LocalWork:
 
         Raises:
             ProtocolError: a round that the plan does not have, or weights of another size.
+            GuaranteeError: weights that look crafted to copy images into the update.
             DivergedError: the loss or the weights are no longer finite.
         """
         if not 1 <= round_number <= self.rounds:
@@ -60,6 +64,8 @@ class LocalWork:
             )
         one_thread()
         self._load(weights, buffers)
+        if self.inspect is not None:
+            self.inspect()
         if isinstance(self.algorithm, FedSgd):
             if isinstance(self.trainer, PrivateTrainer) and self.trainer.shares_noise:
                 return LocalResult("grid", self.trainer.encoded_step(round_number - 1), self._buffers(), None)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from medveil.errors import GuaranteeError, ModelError
@@ -125,6 +126,37 @@ def check_weights_not_crafted(model: nn.Module, inputs: Tensor) -> tuple[Layer, 
             remedy="do not train on them: ask for the plan's own first weights, or train with differential privacy",
         )
     return layers
+
+
+def has_hidden_linear(model: nn.Module) -> bool:
+    """Whether a linear layer with enough units stands before the network's last one: where images could be copied.
+
+    >>> has_hidden_linear(nn.Linear(4, 9))
+    False
+    >>> has_hidden_linear(nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 2)))
+    True
+    """
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return any(module.out_features >= _FEWEST_UNITS for module in linear[:-1])
+
+
+def synthetic_inputs(input_shape: tuple[int, ...], *, count: int = 32) -> Tensor:
+    """Smooth random images with the range of the network's input, for :func:`check_weights_not_crafted`.
+
+    Args:
+        input_shape: (channels, *spatial).
+        count: of images.
+
+    Returns:
+        Shape (count, *input_shape), in -2..2; always the same. No patient's image is needed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    coarse = [max(2, side // 4) for side in input_shape[1:]]
+    small = torch.rand(count, input_shape[0], *coarse, generator=generator)
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(coarse)]
+    images = functional.interpolate(small, tuple(input_shape[1:]), mode=mode, align_corners=True)
+    brightness = torch.rand(count, *(1,) * len(input_shape), generator=generator)
+    return 4 * (0.5 * images + 0.5 * brightness) - 2
 
 
 def _parallel(answers: Tensor) -> float:

@@ -1,10 +1,10 @@
-"""What the red team found, as the report reads it: ``red_team/results.json`` and ``red_team/pictures.npz``."""
+"""What the red team found, as the report reads it: ``red_team/results.json``, ``pictures.npz`` and ``audit.json``."""
 
 import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from medveil.report.parts import Part
 
 SCHEMA_VERSION = 1
 _FOLDER = "red_team"
-_REMEDY = "run medveil attack again"
+_REMEDY = "run medveil attack or medveil audit again"
+_Kept = TypeVar("_Kept", bound=Part)
 
 
 class Measured(Part):
@@ -86,17 +87,56 @@ class Results(Part):
     seconds: float | None = None
 
 
+class AuditedComponent(Part):
+    """One component of the private step, measured."""
+
+    claimed: float | None = None
+    measured: float | None = None
+    passed: bool
+    failed: tuple[str, ...] = ()
+
+
+class AuditedPart(Part):
+    """A lower bound beside what is claimed for the same number of steps; no bound means that none is finite."""
+
+    claimed_epsilon: float
+    lower_bound: float | None = None
+    canaries: int | None = None
+
+
+class AuditDetails(Part):
+    """One run and single steps with canaries."""
+
+    one_run: AuditedPart
+    one_step: AuditedPart
+
+
+class Audited(Part):
+    """What ``medveil audit`` kept."""
+
+    claimed_epsilon: float
+    lower_bound: float | None = None
+    confidence: float
+    components: dict[str, AuditedComponent]
+    verdict: str
+    violations: tuple[str, ...] = ()
+    details: AuditDetails
+    caveat: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class RedTeam:
     """What the section on attacks is made of.
 
     Args:
-        results: figures.
+        results: figures, or None where no attack was run.
         pictures: arrays by "attack/name".
+        audit: of the privacy claim, or None where none was made.
     """
 
-    results: Results
+    results: Results | None
     pictures: dict[str, NDArray[np.float32]]
+    audit: Audited | None = None
 
     def pictured(self, attack: str, name: str) -> NDArray[np.float32] | None:
         """One attack's array, or None."""
@@ -109,14 +149,10 @@ def read_red_team(run: Path) -> RedTeam | None:
     Raises:
         RunError: damaged files, or those of a newer medveil.
     """
-    path = run / _FOLDER / "results.json"
-    if not path.exists():
-        return None
-    try:
-        results = Results.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        got = f"{error.error_count()} parts" if isinstance(error, ValidationError) else type(error).__name__
-        raise RunError("The results of the attacks are damaged", got=got, remedy=_REMEDY) from None
+    results = _read(run / _FOLDER / "results.json", Results)
+    audit = _read(run / _FOLDER / "audit.json", Audited)
+    if results is None:
+        return None if audit is None else RedTeam(None, {}, audit)
     if results.schema_version > SCHEMA_VERSION:
         raise RunError(
             "The results of the attacks were written by a newer medveil",
@@ -124,7 +160,17 @@ def read_red_team(run: Path) -> RedTeam | None:
             expected=f"at most {SCHEMA_VERSION}",
             remedy="update medveil",
         )
-    return RedTeam(results, _read_pictures(path.with_name("pictures.npz")))
+    return RedTeam(results, _read_pictures(run / _FOLDER / "pictures.npz"), audit)
+
+
+def _read(path: Path, kind: type[_Kept]) -> _Kept | None:
+    try:
+        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        got = f"{error.error_count()} parts" if isinstance(error, ValidationError) else type(error).__name__
+        raise RunError(f"{path.name} of the red team is damaged", got=got, remedy=_REMEDY) from None
 
 
 def _read_pictures(path: Path) -> dict[str, NDArray[np.float32]]:

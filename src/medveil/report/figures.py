@@ -3,13 +3,13 @@
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from medveil.report.claim import TradeOff
 from medveil.report.record import Calibration, Roc
@@ -195,7 +195,7 @@ def over_epsilon(
         if bounds:
             axes.plot(*zip(*bounds, strict=True), **_LINES["second"])
         axes.plot(*zip(*line, strict=True), marker="o", markersize=4, **_LINES["main"])
-        axes.set_xscale("log")
+        _logarithmic(axes, "x")
         axes.set_xlabel("Epsilon of the attacked release")
         axes.set_ylabel(label)
         if share:
@@ -223,14 +223,23 @@ def log_roc(lines: Sequence[tuple[str, Points]], *, name: str) -> Markup:
         axes.plot([least, 1], [least, 1], color=_MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
         for role, points in lines:
             axes.plot(*zip(*points, strict=True), **_LINES[role])
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        _logarithmic(axes, "x")
+        _logarithmic(axes, "y")
         axes.set_xlim(least, 1)
         axes.set_ylim(least, 1.05)
         axes.set_xlabel("False alarms")
         axes.set_ylabel("Members found")
 
     return _render(draw, name, height=4.3)
+
+
+def _logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis whose labels need no mathematical typesetting."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _unit_square(axes: Axes) -> None:

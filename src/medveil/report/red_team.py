@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medveil.report import figures, pictures, wording
-from medveil.report.attack_record import Attacked, Measured, Reached, RedTeam
+from medveil.report.attack_record import Attacked, Measured, Reached, RedTeam, Results
+from medveil.report.audit import audit_blocks
 from medveil.report.blocks import (
     Block,
     Bullets,
@@ -56,34 +57,41 @@ LABELS = {
     "recovered_rate": "Images recovered exactly",
     "median_psnr_db": "Median PSNR, dB",
     "auc": "AUC",
+    "class_mix_auc": "AUC for the class mix",
+    "identified_of_2": "Right one of 2 picked",
+    "identified_of_16": "Right one of 16 picked",
+    "identified_of_256": "Right one of 256 picked",
     "tpr_at_1e-2": "Members found at 1 % false alarms",
     "tpr_at_1e-3": "Members found at 0.1 % false alarms",
-    "identified_rate": "Right image picked",
 }
 
 
 def red_team(run: Run) -> Section:
-    """What the attacks on this run reached, or that none was tried."""
+    """What the attacks on this run reached, or that none was tried; and what an audit of its claim found."""
     found = run.red_team
-    if found is None:
-        return Section("red-team", _TITLE, (Prose((_NOT_RUN,), tone="warning"),))
-    tried = [attack for attack in found.results.attacks if attack.unprotected is not None]
+    audited = () if found is None or found.audit is None else audit_blocks(found.audit)
+    if found is None or found.results is None:
+        return Section("red-team", _TITLE, (Prose((_NOT_RUN,), tone="warning"), *audited))
+    attacked = _attacked(found, found.results, phantom=run.record.data.kind == "phantom")
+    return Section("red-team", _TITLE, (*attacked, *audited))
+
+
+def _attacked(found: RedTeam, results: Results, *, phantom: bool) -> list[Block]:
+    tried = [attack for attack in results.attacks if attack.unprotected is not None]
     blocks: list[Block] = []
-    if found.results.protection is None and found.results.reference is not None:
-        epsilon = float(found.results.reference.get("epsilon", math.nan))
+    if results.protection is None and results.reference is not None:
+        epsilon = float(results.reference.get("epsilon", math.nan))
         blocks.append(Prose((_HYPOTHETICAL.format(epsilon=epsilon),), tone="warning"))
-    findings = tuple(text for attack in tried for text in attack.findings)
-    blocks.append(Bullets("What was found", findings))
     if tried:
         blocks.append(_matrix(tried))
     blocks.append(Prose((_READING,), tone="quiet"))
+    blocks += [Bullets(attack.title or attack.name, attack.findings) for attack in tried if attack.findings]
     charts = [chart for attack in tried for chart in _charts(attack, found)]
     if charts:
         blocks.append(Charts(tuple(charts)))
-    blocks += _galleries(tried, found, phantom=run.record.data.kind == "phantom")
+    blocks += _galleries(tried, found, phantom=phantom)
     blocks += [_threats(tried)] if tried else []
-    blocks += _left_out(found)
-    return Section("red-team", _TITLE, tuple(blocks))
+    return blocks + _left_out(results)
 
 
 def _matrix(attacks: Sequence[Attacked]) -> Table:
@@ -92,8 +100,9 @@ def _matrix(attacks: Sequence[Attacked]) -> Table:
         caption="Attack by defence",
         columns=tuple(Cell(name, number=place > 1) for place, name in enumerate(columns)),
         rows=tuple(_row(attack) for attack in attacks),
-        note="Small print: 95 % intervals, and the noise that was attacked. The bound is that of the attacked release, "
-        "for any attacker.",
+        note="Small print: 95 % intervals. The bound holds for any attacker. Protected by: "
+        + "; ".join(sorted({f"{attack.name}: {_setting(attack.protected)}" for attack in attacks if attack.protected}))
+        + ".",
     )
 
 
@@ -104,7 +113,7 @@ def _row(attack: Attacked) -> tuple[Cell, ...]:
         Cell(attack.title or attack.name, hint=worked),
         Cell(label(attack.success)),
         _cell(attack.unprotected, attack.success),
-        _cell(attack.protected, attack.success, setting=True),
+        _cell(attack.protected, attack.success),
         _cell(attack.control, attack.success),
         Cell("none" if bound is None else _number(bound, attack.success), number=True),
     )
@@ -115,20 +124,22 @@ def label(figure: str) -> str:
     return LABELS.get(figure, figure.replace("_", " ").capitalize())
 
 
-def _cell(reached: Reached | None, figure: str, *, setting: bool = False) -> Cell:
+def _cell(reached: Reached | None, figure: str) -> Cell:
     measured = None if reached is None else reached.figures.get(figure)
     if reached is None or measured is None or measured.value is None:
         return Cell(wording.NOT_MEASURED, number=True)
-    hints = [_interval(measured, figure)]
-    if setting:
-        hints.append(_setting(reached))
+    hint = _interval(measured, figure)
     shade = round(100 * measured.value) if _is_share(figure) and 0 <= measured.value <= 1 else None
-    return Cell(_number(measured.value, figure), hint="; ".join(filter(None, hints)), shade=shade, number=True)
+    return Cell(_number(measured.value, figure), hint=hint, shade=shade, number=True)
 
 
-def _setting(reached: Reached) -> str:
-    noise = reached.condition.noise_multiplier
-    return reached.condition.name + ("" if noise is None else f", noise multiplier {noise:.3g}")
+def _setting(reached: Reached | None) -> str:
+    if reached is None:
+        return ""
+    noise, alone = reached.condition.noise_multiplier, reached.condition.epsilon_of_release
+    parts = [reached.condition.name, f"noise multiplier {noise:.3g}" if noise else ""]
+    parts.append(f"epsilon {alone:.3g} of the attacked release" if alone else "")
+    return ", ".join(filter(None, parts))
 
 
 def _is_share(figure: str) -> bool:
@@ -211,15 +222,16 @@ def _pictures(attack: Attacked, found: RedTeam) -> list[Picture]:
     if not there or there[0][0] != "original":
         return []
     rows = {"unprotected": attack.unprotected, "protected": attack.protected, "control": attack.control}
+    titles = dict(_PANELS)
     items = []
     for place in range(min(_MOST_PICTURES, *(len(images) for _, _, images in there))):
         panels = tuple(
             Panel(pictures.grey_png(images[place]), f"{title}, image {place + 1}", title) for _, title, images in there
         )
         lines = [
-            f"{title}: {said}"
-            for name, title, _ in there
-            if (reached := rows.get(name)) is not None and (said := _of_image(reached, place))
+            f"{titles[name]}: {said}"
+            for name, reached in rows.items()
+            if reached is not None and (said := _of_image(reached, place))
         ]
         items.append(Picture(panels, tuple(lines)))
     return items
@@ -247,13 +259,13 @@ def _threats(attacks: Sequence[Attacked]) -> Table:
     )
 
 
-def _left_out(found: RedTeam) -> list[Block]:
-    resisted = tuple(text for attack in found.results.attacks for text in attack.resisted)
-    untried = tuple(f"{attack.name}: {attack.not_tried}" for attack in found.results.attacks if attack.not_tried)
+def _left_out(results: Results) -> list[Block]:
+    resisted = tuple(text for attack in results.attacks for text in attack.resisted)
+    untried = tuple(f"{attack.name}: {attack.not_tried}" for attack in results.attacks if attack.not_tried)
     blocks: list[Block] = []
     if resisted:
         blocks.append(Bullets("Tried, and did not work here", resisted))
     if untried:
         blocks.append(Bullets("Not tried on this run", untried, tone="bad"))
-    effort = f"Effort: {found.results.effort}, {wording.seconds(found.results.seconds)}."
+    effort = f"Effort: {results.effort}, {wording.seconds(results.seconds)}."
     return [*blocks, Prose((effort,), tone="quiet")]

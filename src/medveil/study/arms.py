@@ -25,6 +25,7 @@ from medveil.federation.site import Work
 from medveil.federation.snapshot import Snapshot, load_snapshot, save_snapshot
 from medveil.federation.stages import Pipeline
 from medveil.federation.transport import Traffic
+from medveil.models.crafted import check_architecture, check_weights_not_crafted, synthetic_inputs
 from medveil.models.registry import build
 from medveil.models.weights import load_weights
 from medveil.rng import SecureRandom, Seeds
@@ -245,6 +246,7 @@ def build_model(plan: Plan, input_shape: tuple[int, ...], num_classes: int) -> n
     Raises:
         ModelError: the model cannot be built for this input, the weights do not fit, or it keeps running
             statistics that the plan does not deal with.
+        GuaranteeError: another architecture than the plan pins, or first weights that look crafted to copy images.
     """
     model = build(
         plan.model,
@@ -257,8 +259,11 @@ def build_model(plan: Plan, input_shape: tuple[int, ...], num_classes: int) -> n
     if plan.privacy.dp is not None and plan.privacy.unit != "site":
         loss = partial(per_example_loss, config=plan.training.loss)
         check(model, input_shape=input_shape, loss=loss, num_classes=num_classes)
+    if plan.architecture_hash is not None:
+        check_architecture(model, input_shape, plan.architecture_hash)
     if plan.initial_weights is not None:
         load_weights(model, plan.root / plan.initial_weights)
+        check_weights_not_crafted(model, synthetic_inputs(input_shape))
     return model
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,7 @@ from medveil.federation.site_privacy import site_privacy_stages
 from medveil.federation.snapshot import Snapshot
 from medveil.federation.stages import Pipeline, build_pipeline
 from medveil.federation.transport import Traffic
+from medveil.models.crafted import check_weights_not_crafted, has_hidden_linear, synthetic_inputs
 from medveil.study.arms import Journal, Outcome, Workshop
 from medveil.study.parties import is_pooled
 from medveil.study.plan import Plan
@@ -136,7 +138,14 @@ def _work(shop: Workshop, party: Party, number: int, parties: int) -> LocalWork:
         num_validation=len(party.validation) if party.validation is not None else 0,
         silent=shop.bound is not None,
         hidden=shop.bound is not None and shop.bound.unit == "site",
+        inspect=partial(_inspect, trainer.model, shop.prepared.input_shape),
     )
+
+
+def _inspect(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """A site looks at the weights that it was sent, where the network has layers that could copy images."""
+    if has_hidden_linear(model):
+        check_weights_not_crafted(model, synthetic_inputs(input_shape))
 
 
 def _workers(shop: Workshop) -> int:

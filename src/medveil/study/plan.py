@@ -154,6 +154,8 @@ class Plan(Config):
         task: "classification" or "segmentation"; must be that of the data.
         seed: root of all reproducible randomness.
         initial_weights: safetensors file to start from, or None.
+        architecture_hash: SHA-256 that every party's network must have, as the record of a run tells it; a party whose
+            network differs refuses to train. None pins nothing beyond the plan itself.
         root: folder that relative paths of the plan start from (set by :func:`load_plan`; not part of the file).
         data_root: likewise for the data; the data file's folder when ``data.file`` names one.
     """
@@ -162,6 +164,7 @@ class Plan(Config):
     task: Task
     seed: int = 0
     initial_weights: Path | None = None
+    architecture_hash: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     data: Data
     model: ModelConfig
     training: Training = Training()

@@ -45,6 +45,7 @@ ATTACKS: Final = {
 """In the order in which they run: the name that ``--only`` takes, and where the attack is."""
 
 RESULTS: Final = "results.json"
+AUDIT: Final = "audit.json"
 PICTURES: Final = "pictures.npz"
 SCHEMA_VERSION: Final = 1
 
@@ -268,13 +269,33 @@ def _named(report: Report) -> dict[str, NDArray[np.float32]]:
     return {f"{report.name}/{name}": values for name, values in report.pictures.items()}
 
 
-def _keep(run: Path, results: dict[str, Any], pictures: dict[str, NDArray[np.float32]], *, merge: bool) -> None:
-    """Write the results beside the run, signed on their own: the run's manifest stays as it is."""
+def keep_audit(run: Path, content: dict[str, Any]) -> None:
+    """Keep what ``medveil audit`` found in a run folder, for the report; signed with the attacks' results.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    folder = _folder(run)
+    write_json(folder / AUDIT, content)
+    _sign(folder, str(content["plan_hash"]))
+
+
+def _folder(run: Path) -> Path:
     folder = RunFolder(run).red_team
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError("The run folder cannot be written", got=error.strerror) from None
+    return folder
+
+
+def _sign(folder: Path, plan_hash: str) -> None:
+    write_manifest(folder, plan_hash, files=(RESULTS, PICTURES, AUDIT))
+
+
+def _keep(run: Path, results: dict[str, Any], pictures: dict[str, NDArray[np.float32]], *, merge: bool) -> None:
+    """Write the results beside the run, signed on their own: the run's manifest stays as it is."""
+    folder = _folder(run)
     if merge and (folder / RESULTS).exists():
         earlier = read_json(folder / RESULTS)
         fresh = {attack["name"]: attack for attack in results["attacks"]}
@@ -288,4 +309,4 @@ def _keep(run: Path, results: dict[str, Any], pictures: dict[str, NDArray[np.flo
     stored_bytes = io.BytesIO()
     np.savez_compressed(stored_bytes, **pictures)  # type: ignore[arg-type]
     write_bytes(folder / PICTURES, stored_bytes.getvalue())
-    write_manifest(folder, results["run"]["plan_hash"], files=(RESULTS, PICTURES))
+    _sign(folder, results["run"]["plan_hash"])

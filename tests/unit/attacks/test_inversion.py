@@ -13,9 +13,9 @@ from torch import nn
 from medveil.attacks import inversion
 from medveil.attacks.inversion import Inversion, choose_victims, recipe_distance
 from medveil.attacks.inversion_engine import Recipe, search, total_variation
-from medveil.attacks.inversion_noise import noise_for
 from medveil.attacks.inversion_trial import Bench, Variant, recover_labels
 from medveil.attacks.inversion_update import LocalSteps, local_steps, simulator, soft_loss, step_flops
+from medveil.attacks.noise_levels import noise_for
 from medveil.attacks.scene import Scene
 from medveil.errors import AttackError
 from medveil.models.cnn import CnnConfig

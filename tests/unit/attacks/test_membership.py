@@ -88,9 +88,11 @@ def test_the_attack_works_without_protection_and_stays_below_the_bound_with_it(s
     assert plain["auc"].low > 0.8
     assert control["auc"].low < 0.5 < control["auc"].high
     assert hidden["auc"].low < hidden["auc_bound"].value < 0.9
-    assert hidden["tpr_at_1e-2"].low < report.protected.bound < 0.5
+    assert report.success == "auc"  # so few pairs tell no rate of 1 %
+    assert report.protected.bound == hidden["auc_bound"].value
+    assert hidden["tpr_at_1e-2"].low < hidden["tpr_at_1e-2_bound"].value < 0.5
     assert all(torch.equal(before[key], value) for key, value in scene.model.state_dict().items())
-    assert len(told) == 2 * SIZE.models
+    assert len(told) == 2 * -(-SIZE.models // 4)
     assert len(report.unprotected.images) == 80
     assert plain["mean_memorisation"].value > 0.1 > abs(control["mean_memorisation"].value)
     assert "tpr_at_1e-3" not in plain  # 640 others cannot show one in a thousand
@@ -149,7 +151,7 @@ def test_epsilon_of_the_shadows_is_that_of_the_steps_they_take(small):
     condition = report_of(longer).protected.condition
     wanted = epsilon(sampling_rate=RATE, noise_multiplier=scene.protection.noise_multiplier, steps=STEPS, delta=DELTA)
     assert condition.epsilon == pytest.approx(wanted)
-    assert "epsilon 5 (the run's)" in condition.name
+    assert condition.name.startswith("epsilon 5; the shadows' own training ")
 
 
 def test_bounds_of_one_full_release_are_those_of_two_normals():

@@ -90,6 +90,9 @@ def scene_of(images=100, bright=True):
         pixels[::2] *= 0.5
     targets = torch.arange(images) % 4 // 2
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(0.1 * torch.randn(2, 64, generator=random))
+        model[1].bias.zero_()
     return Scene(
         model=model,
         trained=model,

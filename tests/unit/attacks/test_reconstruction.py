@@ -11,10 +11,10 @@ from torch import nn
 from medveil.accounting.accountants import bound_of
 from medveil.accounting.events import Gaussian
 from medveil.attacks import reconstruction, release
+from medveil.attacks.noise_levels import breaks, noise_for
 from medveil.attacks.reconstruction import Reconstruction
 from medveil.attacks.reconstruction_engine import GaussianPrior
 from medveil.attacks.reconstruction_images import one_a_subject, pixel_span
-from medveil.attacks.reconstruction_releases import breaks, noise_for
 from medveil.attacks.scene import Protection, Scene
 from medveil.dp.clipping import AutoClipping, FlatClipping, PerLayerClipping
 from medveil.dp.noise import NoiseMechanism
@@ -154,7 +154,7 @@ def test_other_ways_of_clipping_keep_the_bound(clipping):
 @pytest.mark.usefixtures("no_curve")
 def test_a_hypothetical_protection_is_called_so():
     found = attack(scene(protection=None, reference=protection(3.0)))
-    assert found.protected.condition.name.startswith("hypothetical")
+    assert found.protected.condition.name == "epsilon 8, hypothetical"
 
 
 @pytest.mark.usefixtures("no_curve")

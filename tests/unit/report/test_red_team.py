@@ -115,6 +115,44 @@ def test_pictures_warn_of_patients_unless_they_are_phantoms(attacked):
     assert "training patients" not in texts(section(folder))
 
 
+AUDIT = {
+    "claimed_epsilon": 8.0,
+    "lower_bound": 3.62,
+    "confidence": 0.99,
+    "components": {
+        "sensitivity": {"claimed": 2.0, "measured": 1.998, "passed": True, "failed": []},
+        "noise": {"claimed": 1.5, "measured": 0.75, "passed": False, "failed": ["noise-shape"]},
+    },
+    "verdict": "consistent",
+    "violations": [],
+    "details": {
+        "one_run": {"claimed_epsilon": 7.99, "lower_bound": 3.62, "canaries": 3000},
+        "one_step": {"claimed_epsilon": 2.37, "lower_bound": None},
+    },
+    "caveat": "Evidence, not proof.",
+}
+
+
+@pytest.mark.parametrize("with_attacks", [True, False])
+def test_the_audit_is_shown_with_or_without_attacks(attacked, classification_run, with_attacks):
+    folder = attacked(attack()) if with_attacks else classification_run
+    (folder / "red_team").mkdir(exist_ok=True)
+    (folder / "red_team" / "audit.json").write_text(json.dumps(AUDIT))
+    said = texts(section(folder))
+    for part in ("3.62", "2.37", "no finite one", "FAILED: noise-shape", "compatible with the claimed epsilon"):
+        assert part in said
+    assert ("No attack was run" in said) is not with_attacks
+
+
+def test_a_violated_claim_is_stamped(attacked):
+    folder = attacked(attack())
+    broken = {**AUDIT, "verdict": "violated", "violations": ["one step: epsilon is at least 4.740"]}
+    (folder / "red_team" / "audit.json").write_text(json.dumps(broken))
+    page = write_report(folder).read_text()
+    assert "AUDIT FAILED" in page
+    assert "at least 4.740" in page
+
+
 def test_names_are_escaped(attacked):
     page = write_report(attacked(attack(title="<b>bold</b>", findings=["<script>1</script>"]))).read_text()
     assert "<b>bold" not in page

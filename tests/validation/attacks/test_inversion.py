@@ -8,9 +8,9 @@ from torch.nn import functional
 from medveil.attacks import inversion_trial
 from medveil.attacks.inversion import choose_victims, recipe_distance
 from medveil.attacks.inversion_engine import Recipe
-from medveil.attacks.inversion_noise import rank1_bound
 from medveil.attacks.inversion_trial import Bench, Variant
 from medveil.attacks.measures import rate
+from medveil.attacks.noise_levels import rank1_bound
 from medveil.attacks.release import protected_sum
 from medveil.attacks.scene import Scene
 from medveil.models.cnn import CnnConfig
