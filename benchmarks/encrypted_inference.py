@@ -6,9 +6,11 @@ OMP_NUM_THREADS=1 python benchmarks/encrypted_inference.py [--nets lenet resnet2
 Hospital and vendor are two processes that talk over TCP; the dealer has dealt before. A LAN (1 Gbit/s, 1 ms one way)
 and a WAN (100 Mbit/s, 40 ms one way) are simulated by a relay process that holds bytes back (``peers/relay.c``). What
 it really delivers is measured first, and, if that is near, the bound is made of it: bytes over the rate, messages in
-turn times the latency, and the vendor's integer arithmetic on a plain image. Seconds are the least of all runs,
-processor seconds the median. Weights are random, batch normalisation has random statistics; nothing depends on them
-but the error. The link has check sums and no TLS.
+turn times the latency, and the vendor's integer arithmetic on a plain image. Two bounds are printed. The first takes
+the bytes of both directions over one line, as the design computes it; directions can overlap, so a run may beat it.
+The stricter one counts the busier direction alone. Seconds are the least of all runs, processor seconds the median.
+Weights are random, batch normalisation has random statistics; nothing depends on them but the error. The link has
+check sums and no TLS.
 
 With ``--peers``, SPU and CrypTen answer for the same networks in the same run, from virtual environments in DIR
 (``docs/how-to/benchmark-peers.md``).
@@ -224,11 +226,13 @@ def main():
             best = min(runs, key=lambda run: run["wall"])
             cpu = [statistics.median(run["cpu"][side] for run in runs) for side in (0, 1)]
             total = best["sent"] + best["received"]
-            bound = work + told["rounds"] * delay + (total / rate if rate else 0.0)
+            busier = max(best["sent"], best["received"])
+            bound, strict = (work + told["rounds"] * delay + (size / rate if rate else 0.0) for size in (total, busier))
             error = max(np.abs(run["result"] - wanted).max() for run in runs)
             row("medveil", kind, best["wall"], cpu, (best["sent"], best["received"]), error)
             print(
-                f"{'':14}{best['wall'] / bound:.2f} x the bound {bound:.3f} s, {best['frames']} frames; ahead: "
+                f"{'':14}{best['wall'] / bound:.2f} x the bound {bound:.3f} s, {best['wall'] / strict:.2f} x the "
+                f"stricter one {strict:.3f} s, {best['frames']} frames; ahead: "
                 f"{best['dealt'] / 1e6:.1f} MB dealt, CPU dealer {best['dealing']:.2f}, hospital "
                 f"{best['preparing']:.2f} s; vendor's memory {best['memory']:.0f} MiB",
                 flush=True,

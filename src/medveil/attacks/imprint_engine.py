@@ -22,6 +22,7 @@ _AT_ONCE = 32
 _BELOW_EPS = 0.01
 _SMALL_STEP = 1e-6
 _STEP_PER_WEIGHT = 5e-4
+_STIRRED = 0.05
 
 
 class Imprinted(nn.Module):
@@ -110,10 +111,20 @@ def imprint(scene: Scene, setting: Setting, seeds: Seeds) -> Imprinted:
     made = Imprinted(scene.model, measure, cutoffs.float(), centre, pattern)
     weight, _ = layer_gradient(scene, made, scene.public[:_TRIAL].float(), scene.public_targets[:_TRIAL])
     if not weight.any():  # first weights of zero let no gradient through: the server sends others
-        made.model = scene.trained
+        made.model = _stirred(scene.model, seeds.child("stirred"))
         weight, _ = layer_gradient(scene, made, scene.public[:_TRIAL].float(), scene.public_targets[:_TRIAL])
     made.amplify(_LARGEST_ENTRY / max(float(weight.abs().max()), 1e-30))
     return made
+
+
+def _stirred(model: nn.Module, seeds: Seeds) -> nn.Module:
+    """A copy with a little noise on every trainable weight."""
+    copied, draws = copy.deepcopy(model), seeds.torch()
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            if parameter.requires_grad:
+                parameter.add_(_STIRRED * torch.randn(parameter.shape, generator=draws))
+    return copied
 
 
 def layer_gradient(scene: Scene, made: Imprinted, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """One trial of gradient inversion: make the update that the attacker sees, search, compare with the truth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from medveil.attacks.inversion_engine import Recipe, Simulate, search
+from medveil.attacks.inversion_labels import likely_labels
+from medveil.attacks.inversion_mask import image_of_mask
 from medveil.attacks.inversion_update import LocalSteps, simulator
+from medveil.attacks.inversion_victims import chance
 from medveil.attacks.measures import mean_image, psnr_db, rank, ssim
 from medveil.attacks.release import as_tensors, protected_sum
 from medveil.attacks.scene import Scene
@@ -20,8 +23,27 @@ from medveil.dp.clipping import Clipping
 from medveil.rng import Seeds
 
 _FOREGROUND_FLOOR = 1e-2
-_PUBLIC_PER_CLASS = 32
 _SSIM_WINDOW = 7
+
+
+@dataclass(frozen=True)
+class Tries:
+    """What is tried on every image: all combinations.
+
+    Args:
+        recipes: of the searches.
+        smoothness: weights of the total variation.
+        classes: the likeliest classes that are tried, for classification of single images.
+    """
+
+    recipes: tuple[Recipe, ...]
+    smoothness: tuple[float, ...]
+    classes: int = 1
+
+    @property
+    def count(self) -> int:
+        """Of combinations."""
+        return len(self.recipes) * len(self.smoothness) * self.classes
 
 
 @dataclass(frozen=True)
@@ -49,7 +71,7 @@ class Variant:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What came back: of every image the best found with any smoothness, judged in hindsight.
+    """What came back: of every image the best of all tries, judged in hindsight.
 
     Args:
         variant: of the attack.
@@ -74,15 +96,13 @@ class Bench:
     Args:
         scene: of the attack.
         victims: rows of ``scene.images``, one a patient.
-        recipe: of the searches.
-        smoothness: weights of the total variation that are tried on every image.
+        plain: what is tried on every image without noise.
+        noisy: what is tried on every image under noise.
         seeds: of noise.
     """
 
-    def __init__(
-        self, scene: Scene, victims: NDArray[np.int64], recipe: Recipe, smoothness: Sequence[float], seeds: Seeds
-    ) -> None:
-        self.scene, self.victims, self.recipe, self.smoothness = scene, victims, recipe, tuple(smoothness)
+    def __init__(self, scene: Scene, victims: NDArray[np.int64], plain: Tries, noisy: Tries, seeds: Seeds) -> None:
+        self.scene, self.victims, self.plain, self.noisy = scene, victims, plain, noisy
         self.distractors = scene.images[~np.isin(scene.subject, scene.subject[victims])].float()
         self.mean = mean_image(scene.public)
         least, largest = value_range(scene)
@@ -90,6 +110,10 @@ class Bench:
         ends = scene.scaled(torch.tensor([least, largest]))
         self._limits = (float(ends.min()), float(ends.max()))
         self._seeds = seeds
+
+    def prior(self, tries: int) -> float:
+        """Largest chance that one of ``tries`` images is the true one before anything was seen: each counts."""
+        return min(1.0, tries * chance(self.scene, self.victims))
 
     def run(self, variant: Variant, count: int) -> Trial:
         """Attack the first ``count`` victims, ``variant.group`` of them at a time; what is left over is left out."""
@@ -100,29 +124,43 @@ class Bench:
         inputs = scene.scaled(true)
         simulate = simulator(scene, steps=variant.steps, trained=variant.trained)
         observed = self._observe(simulate, inputs, targets, variant)
+        tries = self.plain if variant.clipping is None else self.noisy
+        guesses = targets[:, None]
         if scene.task == "classification" and group == 1:
-            targets = recover_labels(scene, observed, noisy=variant.noise_multiplier > 0, trained=variant.trained)
+            noisy = variant.noise_multiplier > 0
+            guesses = likely_labels(scene, observed, tries.classes, noisy=noisy, trained=variant.trained)[:, :, None]
         if variant.joint:
             simulate = simulator(scene, steps=variant.steps, soft_targets=True, trained=variant.trained)
-        tries = len(self.smoothness)
-        start = scene.scaled(self.mean)[:, None].expand(len(true) * tries, *inputs.shape[1:]).clone()
+        each_recipe = len(tries.smoothness) * guesses.shape[1]
+        start = scene.scaled(self.mean)[:, None].expand(len(true) * each_recipe, *inputs.shape[1:]).clone()
         if group > 1:
             # From equal images all gradients are equal, and they would stay so.
             start = start + 0.1 * torch.randn(start.shape, generator=self._seeds.child("start").torch())
-        guess = self._masks(len(true) * tries, group) if variant.joint else targets.repeat_interleave(tries, 0)
-        found, masks, _ = search(
-            simulate,
-            [each.repeat_interleave(tries, 0) for each in observed],
-            start,
-            guess,
-            torch.tensor(self.smoothness).repeat(len(true)),
-            self.recipe,
-            limits=self._limits,
-            soft_targets=variant.joint,
-        )
-        images = found * scene.scale.scale + scene.scale.shift
-        dice = _dice(masks, scene.targets[rows], tries) if variant.joint else None
-        return self._judge(variant, _grouped(images, tries), true, rows, dice)
+        aims = guesses.repeat_interleave(len(tries.smoothness), 1).flatten(0, 1)
+        images, masks = [], []
+        for recipe in tries.recipes:
+            found, aimed, _ = search(
+                simulate,
+                [each.repeat_interleave(each_recipe, 0) for each in observed],
+                start,
+                self._masks(len(start), group) if variant.joint else aims,
+                torch.tensor(tries.smoothness).repeat(len(start) // len(tries.smoothness)),
+                recipe,
+                limits=self._limits,
+                soft_targets=variant.joint,
+            )
+            images.append(_grouped(found * scene.scale.scale + scene.scale.shift, each_recipe))
+            masks.append(_grouped(aimed, each_recipe))
+        overlap = variant.joint and group == 1
+        dice = _dice(torch.cat(masks, 1), scene.targets[rows]) if overlap else None
+        return self._judge(variant, torch.cat(images, 1), true, rows, dice)
+
+    def judge_mask(self, count: int) -> Trial:
+        """What an attacker reaches who is given the mask, and sees no update."""
+        scene, rows = self.scene, torch.from_numpy(self.victims[:count])
+        found = image_of_mask(scene.public, scene.public_targets, scene.targets[rows], scene.num_classes)
+        true = scene.images[rows].float()[:, None]
+        return self._judge(Variant("mask alone"), found[:, None, None], true, rows, None)
 
     def judge_control(self, count: int) -> Trial:
         """What an attacker reaches who sees nothing: the mean public image."""
@@ -183,39 +221,6 @@ def value_range(scene: Scene) -> tuple[float, float]:
     return (0.0, 1.0) if least >= 0 and largest <= 1 else (least, largest)
 
 
-def recover_labels(scene: Scene, observed: Sequence[Tensor], *, noisy: bool, trained: bool = False) -> Tensor:
-    """The class of every victim from its update alone, shape (V, 1).
-
-    Without noise: the one negative entry of the last bias's gradient, which is softmax minus one-hot. With noise, or
-    without such a bias: the class whose mean public gradient the update resembles most.
-
-    Reference:
-        Zhao et al. 2020, arXiv 2001.02610 (iDLG).
-    """
-    place = _last_bias(scene)
-    if place is not None and not noisy:
-        return observed[place].argmin(1, keepdim=True)
-    simulate = simulator(scene, trained=trained)
-    flat = torch.cat([each.flatten(1) for each in observed], 1)
-    scores = torch.full((len(flat), scene.num_classes), -torch.inf)
-    for label in range(scene.num_classes):
-        chosen = scene.public[scene.public_targets == label][:_PUBLIC_PER_CLASS].float()
-        if len(chosen):
-            mean = simulate(scene.scaled(chosen)[None], torch.full((1, len(chosen)), label))
-            scores[:, label] = functional.cosine_similarity(flat, torch.cat([each.flatten() for each in mean])[None])
-    return scores.argmax(1, keepdim=True)
-
-
-def _last_bias(scene: Scene) -> int | None:
-    """Place of the last layer's bias among the trainable parameters."""
-    linear = [each for each in scene.model.modules() if isinstance(each, nn.Linear)]
-    if not linear or linear[-1].out_features != scene.num_classes or linear[-1].bias is None:
-        return None
-    trainable = [each for each in scene.model.parameters() if each.requires_grad]
-    places = [place for place, each in enumerate(trainable) if each is linear[-1].bias]
-    return places[0] if places else None
-
-
 def _grouped(values: Tensor, size: int) -> Tensor:
     """Shape (groups * size, ...) as (groups, size, ...)."""
     return values.reshape(-1, size, *values.shape[1:])
@@ -234,9 +239,9 @@ def _matched(found: Tensor, true: Tensor) -> Tensor:
     return ordered
 
 
-def _dice(masks: Tensor, true: Tensor, tries: int) -> Tensor:
-    """Overlap of the foreground that was found, (images, tries); groups of one image."""
-    found = _grouped(masks.argmax(2)[:, 0], tries) > 0
+def _dice(masks: Tensor, true: Tensor) -> Tensor:
+    """Overlap of the foreground that was found, (images, tries), from logits (images, tries, 1, classes, *spatial)."""
+    found = masks[:, :, 0].argmax(2) > 0
     wanted = (true > 0)[:, None]
     both = (found & wanted).flatten(2).sum(2)
     overlap: Tensor = 2 * both / (found.flatten(2).sum(2) + wanted.flatten(2).sum(2)).clamp(min=1)

@@ -23,7 +23,7 @@ def findings(
         return 100 * outcome.figures["rank1_rate"].value
 
     noisy = protected.figures
-    named, decibels = noisy[f"identified_of_{size}"].value, noisy["median_psnr_db"].value
+    named, decibels = noisy[f"identified_of_{size}"], noisy["median_psnr_db"].value
     revived = [outcome.condition.epsilon_of_release for outcome in curve if rank1(outcome) > 50]  # noqa: PLR2004 - half
     least = min((each for each in revived if each is not None), default=math.inf)
     told = (
@@ -34,13 +34,16 @@ def findings(
         f"Under {protected.condition.name}, in {rank1(protected):.1f} %, at a median of {decibels:.1f} dB against "
         f"{control.figures['median_psnr_db'].value:.1f} dB of the mean image."
     )
+    low, high = 100 * (named.low or 0.0), 100 * (1.0 if named.high is None else named.high)
     guessed = (
-        f"Given {size} candidates, it named the right one in {100 * named:.1f} % of trials; no attack on this release "
-        f"can do better than {100 * (protected.bound or 1.0):.1f} %, and a guess reaches {100 / size:.1f} %."
+        f"Given {size} candidates, it named the right one in {100 * named.value:.1f} % of trials ({low:.1f} to "
+        f"{high:.1f}). On this release no attack has a chance above {100 * (protected.bound or 1.0):.1f} %; a guess has "
+        f"{100 / size:.1f} %."
     )
     back = (
         f"With less noise it revives: half of the images are re-identified from a release of epsilon {least:.3g}."
         if math.isfinite(least)
         else "At no noise level of the curve did the attacker re-identify half of the images."
     )
-    return told, kept, guessed, back, "At no noise level did it do better than theory allows." if held else BROKEN
+    kept_to = "At no noise level did it do better than theory allows, within its interval." if held else BROKEN
+    return told, kept, guessed, back, kept_to

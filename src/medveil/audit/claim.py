@@ -19,6 +19,8 @@ from medveil.study.plan import Plan, load_plan
 from medveil.study.privacy import bind_plan, reasons_against
 
 _ROUNDING = 1e-6
+# A ledger works at a delta without the part that is kept back for rounding.
+_LEDGERS_ROUND = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +137,30 @@ def _nothing_claimed(got: str) -> AttackError:
 
 
 def _accounting(said: dict[str, Any], epsilon: float, steps: int, promise: PrivacyPlan) -> Component:
-    """Whether the steps that the record says were charged cost, by the accountant, what the record says."""
-    found = promise.total(Repeated(event=promise.step_event(), count=steps)).epsilon
-    passed = found <= epsilon * (1 + _ROUNDING) and said.get("delta") == promise.delta
+    """Whether the record's steps cost what it says, are the plan's, and were charged to a ledger where any was kept."""
+    training = Repeated(event=promise.step_event(), count=steps)
+    found = promise.total(training).epsilon
+    wrong = _unlike(said, promise)
+    ledgers = [kept.get("epsilon_all_runs") or 0.0 for kept in (said.get("ledgers") or {}).values()]
+    if ledgers and max(ledgers) < promise.alone(training).epsilon * (1 - _LEDGERS_ROUND):
+        wrong.append("what the ledgers were charged")
+    passed = found <= epsilon * (1 + _ROUNDING) and not wrong
     sentence = f"the accountant's epsilon of the {steps} steps that the record must pay for"
+    if wrong:
+        sentence += f"; the record and the plan differ in {', '.join(wrong)}"
     return Component("accounting", passed, epsilon, found, None, None, sentence)
+
+
+def _unlike(said: dict[str, Any], promise: PrivacyPlan) -> list[str]:
+    """What the record says of the mechanism, other than the plan."""
+    planned = {
+        "delta": promise.delta,
+        "noise_multiplier": promise.noise_multiplier,
+        "sampling_rate": promise.sampling_rate,
+        "l2_clip_norm": promise.mechanism.clipping.l2_clip_norm,
+    }
+    return [
+        name
+        for name, value in planned.items()
+        if not isinstance(said.get(name), int | float) or abs(said[name] - value) > _ROUNDING * abs(value)
+    ]

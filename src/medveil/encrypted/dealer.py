@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from medveil.encrypted.fitting import numbers
 from medveil.encrypted.program import Program
 from medveil.encrypted.protocol.deal import deal, weight_masks
 from medveil.encrypted.protocol.ring import SEED_BYTES
@@ -13,6 +14,7 @@ from medveil.encrypted.serial import MAX_BYTES, from_json, program_hash, to_json
 from medveil.encrypted.stores.manifest import Manifest
 from medveil.encrypted.stores.store import Store
 from medveil.encrypted.stores.writer import StoreWriter
+from medveil.encrypted.wire.certificates import is_name
 from medveil.encrypted.wire.control import whole
 from medveil.encrypted.wire.link import Link
 from medveil.errors import ProtocolError
@@ -49,6 +51,11 @@ class Dealer:
             ProtocolError: it asks for too much, or goes away.
         """
         asked = link.hear(("want", "program_bytes", "images", "count", "hospital"))
+        hospital = asked["hospital"]
+        if not isinstance(hospital, str) or (hospital and not is_name(hospital)):
+            raise ProtocolError(
+                "A vendor names no hospital", got=type(hospital).__name__, expected="a certificate's name, or none"
+            )
         size, images, count = (whole(asked[key]) for key in ("program_bytes", "images", "count"))
         if asked["want"] != "deal" or size > MAX_BYTES or images > MOST_IMAGES or count > _MOST_DEALT:
             raise ProtocolError(
@@ -57,7 +64,7 @@ class Dealer:
                 expected=f"at most {_MOST_DEALT} of at most {MOST_IMAGES}",
             )
         program = from_json(link.receive(size))
-        if images * sum(operation.size for operation in program.operations) > _MOST_NUMBERS:
+        if images * numbers(program) > _MOST_NUMBERS:
             raise ProtocolError("So many images together are too large", got=images, remedy="ask for fewer at a time")
         run, seed = secrets.token_hex(16), os.urandom(SEED_BYTES)
         masks = weight_masks(program, seed)
@@ -77,7 +84,7 @@ class Dealer:
                     link.send(part)
                 link.send(bytes(8))
             link.hear(("done",))
-            write_owner(target, str(asked["hospital"]))
+            write_owner(target, hospital)
         return run
 
     def serve_hospital(self, link: Link) -> None:
@@ -176,13 +183,17 @@ def write_owner(folder: Path, hospital: str) -> None:
     _write_secret(_owner_file(folder), hospital.encode())
 
 
+def owner(folder: Path) -> str | None:
+    """Name of the only hospital that a store's run may be used with; empty for any, None where it was not dealt."""
+    try:
+        return _owner_file(folder).read_text(encoding="utf-8")
+    except FileNotFoundError:  # a run that was not dealt to its end
+        return None
+
+
 def owns(folder: Path, name: str) -> bool:
     """Whether a store's run may be used with the hospital of this name."""
-    try:
-        owner = _owner_file(folder).read_text(encoding="utf-8")
-    except FileNotFoundError:  # a run that was not dealt to its end
-        return False
-    return owner in ("", name)
+    return owner(folder) in ("", name)
 
 
 def _owner_file(folder: Path) -> Path:

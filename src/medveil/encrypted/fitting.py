@@ -1,5 +1,6 @@
 """Whether the operations of a program fit together: names, rings and shapes; for programs that another party sent."""
 
+from collections.abc import Iterable
 from functools import singledispatch
 from math import prod
 
@@ -39,6 +40,13 @@ LARGEST_SCALE = 64
 MOST_HIDDEN = WIDE_BITS - 8
 _MOST_THRESHOLDS = 1 << 10
 _LARGEST_FACTOR = 2.0**64
+LARGEST_ERROR = 2.0**1000
+"""More than any bound that says something, and rounded up still a number."""
+_MOST_AXES = 5
+# Of a layer's or a window's kernel, stride, padding and dilation, an axis.
+_LARGEST_STEP = 1024
+_LONGEST_NAME = 200
+_MOST_NAMES = 1 << 12
 
 
 def refused(got: str, expected: str = "a program that this version of medveil can evaluate") -> MessageError:
@@ -53,35 +61,61 @@ def check(program: Program) -> None:
         MessageError: as said.
     """
     known: dict[str, Operation] = {}
-    numbers = 0
+    held = 0
     for place, one in enumerate(program.operations):
         middle = isinstance(one, Decide) and one is not program.output
         if middle or isinstance(one, Input) != (place == 0) or one.name in known:
             raise refused("an input or a decision in the middle, or a name twice")
         if not all(name in known for name in one.inputs) or (not one.inputs) != (place == 0):
             raise refused("an operation without its inputs")
-        numbers += one.size + (prod(one.weight_shape) if isinstance(one, Linear) else 0)
-        if not one.shape or min(one.shape) < 1 or numbers > _MOST_NUMBERS:
-            raise refused("an empty shape, or results that are too large")
         given = [known[name] for name in one.inputs]
-        if not _numbers_fit(one):
-            raise refused(f"{one.name}: a scale, limit or range that no number has")
+        if not _numbers_fit(one) or not _steps_fit(one):
+            raise refused(f"{one.name}: a scale, limit, range or step that no number has")
         if not _rings_fit(one, [item.narrow for item in given]):
             raise refused(f"{one.name}: an operation in the wrong ring")
-        try:
-            shape = result_shape(one, [item.shape for item in given])
-        except (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError):
-            raise refused(f"{one.name}: numbers that do not fit its input") from None
-        if shape != one.shape:
-            raise refused(f"{one.name}: shape {one.shape}", f"shape {shape}")
+        held += _fitted(one, [item.shape for item in given])
+        if held > _MOST_NUMBERS:
+            raise refused("results, weights or comparisons that are too many together", f"at most {_MOST_NUMBERS}")
         known[one.name] = one
     if not known or not _result_fits(program):
-        raise refused("no result in the wide ring, or bits to reveal that it does not have")
+        raise refused("no result in the wide ring, bits to reveal that it does not have, or names that nobody can read")
+
+
+def _fitted(one: Operation, given: list[Shape]) -> int:
+    """How many numbers a party holds for an operation whose shapes fit; for any other one an error."""
+    for shape in (one.shape, one.weight_shape if isinstance(one, Linear) else one.shape):
+        if not 1 <= len(shape) <= _MOST_AXES or not 1 <= min(shape) <= max(shape) <= _MOST_NUMBERS:
+            raise refused("an empty shape, or one that is too large")
+    try:
+        shape, held = result_shape(one, given), _held(one, given)
+    except (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError):
+        raise refused(f"{one.name}: numbers that do not fit its input") from None
+    if shape != one.shape:
+        raise refused(f"{one.name}: shape {one.shape}", f"shape {shape}")
+    return held
+
+
+def numbers(program: Program) -> int:
+    """What a party holds for one image: numbers of all results, of weights, and of comparisons within windows."""
+    shapes = {one.name: one.shape for one in program.operations}
+    return sum(_held(one, [shapes[name] for name in one.inputs]) for one in program.operations)
+
+
+def _held(one: Operation, given: list[Shape]) -> int:
+    inside = 0
+    if isinstance(one, Linear):
+        inside = prod(one.weight_shape)
+    elif isinstance(one, MaxPool):
+        inside = sum(each.size * each.kernel for each in passes(one, given[0]))
+    return one.size + inside
 
 
 def _result_fits(program: Program) -> bool:
     compared = program.decision is None or 1 / _LARGEST_FACTOR <= program.factor <= _LARGEST_FACTOR
-    return compared and not program.output.narrow and 0 <= program.hidden <= MOST_HIDDEN
+    certain = 0 <= program.error <= LARGEST_ERROR
+    names = program.names
+    readable = len(names) <= _MOST_NAMES and all(len(each) <= _LONGEST_NAME and each.isprintable() for each in names)
+    return compared and certain and readable and not program.output.narrow and 0 <= program.hidden <= MOST_HIDDEN
 
 
 def _numbers_fit(one: Operation) -> bool:
@@ -95,6 +129,16 @@ def _numbers_fit(one: Operation) -> bool:
     shifts = one.shifts if isinstance(one, Add | Concat) else ()
     fits = 0 <= one.scale <= LARGEST_SCALE and all(0 <= shift <= LARGEST_SCALE for shift in shifts)
     return fits and (limit is None or 1 <= limit <= NARROW_LIMIT)
+
+
+def _steps_fit(one: Operation) -> bool:
+    if isinstance(one, Linear):
+        return one.groups <= _MOST_NUMBERS and _bounded((one.stride, one.padding, one.dilation, one.output_padding))
+    return not isinstance(one, MaxPool) or _bounded((one.kernel, one.stride, one.padding))
+
+
+def _bounded(steps: Iterable[Shape]) -> bool:
+    return all(len(each) < _MOST_AXES and all(0 <= step <= _LARGEST_STEP for step in each) for each in steps)
 
 
 def _rings_fit(one: Operation, narrow: list[bool]) -> bool:
@@ -135,7 +179,7 @@ def _(one: Linear, given: list[Shape]) -> Shape:
 @result_shape.register
 def _(one: MaxPool, given: list[Shape]) -> Shape:
     axes = list(zip(one.kernel, one.stride, one.padding, given[0][1:], strict=True))
-    if any(min(kernel, stride) < 1 or not 0 <= padding < kernel for kernel, stride, padding, _ in axes):
+    if any(min(kernel, stride) < 1 or not 0 <= 2 * padding <= kernel for kernel, stride, padding, _ in axes):
         raise ValueError("windows")
     return passes(one, given[0])[-1].shape
 

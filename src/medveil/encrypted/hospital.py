@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,7 +19,7 @@ from medveil.encrypted.serial import MAX_BYTES, from_json, program_hash
 from medveil.encrypted.stores.store import Store
 from medveil.encrypted.wire.control import whole
 from medveil.encrypted.wire.link import Link
-from medveil.errors import ImageError, ProtocolError
+from medveil.errors import FederationError, ImageError, ProtocolError
 
 _MARK_BYTES = hashlib.sha256().digest_size
 
@@ -84,6 +85,7 @@ class Hospital:
             description=said["description"],
         )
         self._model: tuple[Program, dict[str, Wide]] | None = None
+        self._ended = False
 
     def program(self) -> Program:
         """Fetch the program and the masked weights, where they are not kept, and check them.
@@ -140,7 +142,8 @@ class Hospital:
             What is revealed, shape (N, *output shape); what it took.
 
         Raises:
-            ImageError: of another shape or out of range, before anything is sent; or driven out of range inside.
+            ImageError: of another shape or out of range, before anything is sent; or driven out of range inside: then
+                the session has been ended, as after a result, so that the vendor cannot tell.
             ProtocolError: stores that do not fit, or correlations used before.
         """
         program = self.program()
@@ -163,15 +166,27 @@ class Hospital:
             raise ProtocolError("A vendor is ready for another correlation than was asked for")
         before = self._counts()
         ready = time.perf_counter()
-        result = evaluate.hospital(half, self._link, images, os.urandom(SEED_BYTES))
+        try:
+            result = evaluate.hospital(half, self._link, images, os.urandom(SEED_BYTES))
+        except ImageError:
+            with suppress(FederationError):  # a vendor that has gone by now changes nothing
+                self.end()
+            raise
         ended = time.perf_counter()
         sent, received, frames = (now - then for now, then in zip(self._counts(), before, strict=True))
         return result, Measured(ready - begun, ended - ready, sent, received, frames)
 
     def end(self) -> None:
-        """Say that no more will be asked."""
+        """Say that no more will be asked, and close the link. Twice does nothing.
+
+        Raises:
+            FederationError: the vendor has gone.
+        """
+        if self._ended:
+            return
+        self._ended = True
         self._link.tell({"want": "end", "number": None})
-        self._link.flush()
+        self._link.close()
 
     def _counts(self) -> tuple[int, int, int]:
         link = self._link

@@ -98,7 +98,7 @@ class Relu(Operation):
     """max(0, x) of a narrow value, in the wide ring with ``drop`` fewer fraction bits.
 
     Args:
-        drop: 0 to 4.
+        drop: 0 to 8.
         limit: in units of the narrow value; a value of at least ``limit`` is noticed at the end, and the result is
             refused. None where no image can reach it.
     """

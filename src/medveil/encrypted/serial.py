@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from medveil.encrypted import program as operations
-from medveil.encrypted.fitting import check, refused
+from medveil.encrypted.fitting import LARGEST_ERROR, check, refused
 from medveil.encrypted.program import Operation, Program
 
 VERSION: Final = 2
@@ -37,10 +37,10 @@ def public(program: Program) -> Program:
     """The program as the other parties get it: without bounds, which are functions of the weights.
 
     What is left tells of the weights which ReLUs have a limit, how many bits weights and narrow values keep, and the
-    order of magnitude of the error.
+    order of magnitude of the error (at most 2**1000).
     """
     shown = [one if isinstance(one, operations.Input) else replace(one, bound=0.0) for one in program.operations]
-    error = 2.0 ** math.ceil(math.log2(program.error)) if program.error > 0 else 0.0
+    error = 2.0 ** math.ceil(math.log2(min(program.error, LARGEST_ERROR))) if program.error > 0 else 0.0
     return replace(program, operations=tuple(shown), error=error)
 
 
@@ -85,7 +85,7 @@ def from_json(data: bytes | memoryview) -> Program:
         )
         if len(content["operations"]) != len(found.operations) or set(content) != set(_hints(Program)):
             raise refused("fields or operations beyond those of a program")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise refused(type(error).__name__) from None
     check(found)
     return found

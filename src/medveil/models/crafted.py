@@ -2,7 +2,8 @@
 
 A malicious server reads images from an update when a linear layer sees the (almost) raw image and its units fire one
 after the other (Fowl et al. 2022), or each for very few images (Boenisch et al. 2023). Both leave traces in what the
-units answer to noise and to public images. Not a privacy guarantee: a server that knows these checks can evade them,
+units answer: the first to any images, the second only to images like those that the units were made for, so synthetic
+ones do not show it. Not a privacy guarantee: a server that knows these checks can evade them,
 and weights may leak in ways that nobody has described. What bounds a leak is differential privacy.
 """
 
@@ -148,7 +149,8 @@ def synthetic_inputs(input_shape: tuple[int, ...], *, count: int = 32) -> Tensor
         count: of images.
 
     Returns:
-        Shape (count, *input_shape), in -2..2; always the same. No patient's image is needed.
+        Shape (count, *input_shape), in -2..2; always the same. No patient's image is needed. They show units that all
+        measure the same, not traps that were fitted to real images: for those give public images of the site's kind.
     """
     generator = torch.Generator().manual_seed(0)
     coarse = [max(2, side // 4) for side in input_shape[1:]]

@@ -83,6 +83,7 @@ class Results(Part):
     effort: str
     protection: dict[str, Any] | None = None
     reference: dict[str, Any] | None = None
+    hides_whole_sites: bool = False
     attacks: tuple[Attacked, ...] = ()
     seconds: float | None = None
 

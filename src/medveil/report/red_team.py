@@ -40,17 +40,21 @@ _NOT_RUN = (
 )
 _READING = (
     "Every attack is first run without protection: only where that twin works does a failure under protection mean "
-    "anything. An attack that fails proves nothing about a better one; the bound holds for every attack, and rests on "
-    "the assumptions of the privacy claim. Pictures that look alike are not leakage: the column that knows nothing "
-    "shows what any attacker has."
+    "anything. An attack that fails proves nothing about a better one; the bound holds for every attack on the same "
+    "release (of membership: on the same training), and rests on the assumptions of the privacy claim. Pictures that "
+    "look alike are not leakage: the column that knows nothing shows what any attacker has."
 )
 _PATIENTS = (
-    "These pictures show images of training patients and what attacks made of them. Treat this page like the patients' "
-    "other records."
+    "The figures and pictures of these attacks come from training patients, without noise: no epsilon covers them. "
+    "Treat this page like the patients' other records; take this section out before the page leaves the hospitals."
 )
 _HYPOTHETICAL = (
     "This run has no differential privacy. Its protected figures are hypothetical: what the noise of epsilon "
     "{epsilon:g} would have done. Nothing of the kind protects this model."
+)
+_WHOLE_SITES = (
+    "This run hides whole sites, and no single patient from the own site or from the server that adds the noise. The "
+    "protected figures are hypothetical: what the noise of epsilon {epsilon:g} a patient would have done."
 )
 LABELS = {
     "rank1_rate": "Patients found among others",
@@ -78,10 +82,11 @@ def red_team(run: Run) -> Section:
 
 def _attacked(found: RedTeam, results: Results, *, phantom: bool) -> list[Block]:
     tried = [attack for attack in results.attacks if attack.unprotected is not None]
-    blocks: list[Block] = []
+    blocks: list[Block] = [] if phantom or not tried else [Prose((_PATIENTS,), tone="warning")]
     if results.protection is None and results.reference is not None:
         epsilon = float(results.reference.get("epsilon", math.nan))
-        blocks.append(Prose((_HYPOTHETICAL.format(epsilon=epsilon),), tone="warning"))
+        text = _WHOLE_SITES if results.hides_whole_sites else _HYPOTHETICAL
+        blocks.append(Prose((text.format(epsilon=epsilon),), tone="warning"))
     if tried:
         blocks.append(_matrix(tried))
     blocks.append(Prose((_READING,), tone="quiet"))
@@ -89,7 +94,7 @@ def _attacked(found: RedTeam, results: Results, *, phantom: bool) -> list[Block]
     charts = [chart for attack in tried for chart in _charts(attack, found)]
     if charts:
         blocks.append(Charts(tuple(charts)))
-    blocks += _galleries(tried, found, phantom=phantom)
+    blocks += _galleries(tried, found)
     blocks += [_threats(tried)] if tried else []
     return blocks + _left_out(results)
 
@@ -100,7 +105,7 @@ def _matrix(attacks: Sequence[Attacked]) -> Table:
         caption="Attack by defence",
         columns=tuple(Cell(name, number=place > 1) for place, name in enumerate(columns)),
         rows=tuple(_row(attack) for attack in attacks),
-        note="Small print: 95 % intervals. The bound holds for any attacker. Protected by: "
+        note="Small print: 95 % intervals. The bound is that of what was attacked. Protected by: "
         + "; ".join(sorted({f"{attack.name}: {_setting(attack.protected)}" for attack in attacks if attack.protected}))
         + ".",
     )
@@ -206,14 +211,14 @@ def _roc(attack: Attacked, alarms: NDArray[np.float32], curves: dict[str, NDArra
     )
 
 
-def _galleries(attacks: Sequence[Attacked], found: RedTeam, *, phantom: bool) -> list[Block]:
+def _galleries(attacks: Sequence[Attacked], found: RedTeam) -> list[Block]:
     blocks: list[Block] = []
     for attack in attacks:
         items = _pictures(attack, found)
         if items:
             blocks.append(Prose((f"{attack.title or attack.name}: image by image",)))
             blocks.append(Gallery(tuple(items)))
-    return [Prose((_PATIENTS,), tone="warning"), *blocks] if blocks and not phantom else blocks
+    return blocks
 
 
 def _pictures(attack: Attacked, found: RedTeam) -> list[Picture]:

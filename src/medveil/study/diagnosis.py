@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from torch import nn
 
-from medveil.configuration import Config
+from medveil.configuration import Config, parse_config
 from medveil.encrypted.compiler.decision import LEVELS, TWO
 from medveil.encrypted.compiler.main import Compiled
 from medveil.encrypted.compiler.main import compile as compile_network
@@ -24,6 +24,7 @@ from medveil.imaging.volume import Volume
 from medveil.models.registry import ModelConfig, build
 from medveil.models.weights import load_weights
 from medveil.rng import Seeds
+from medveil.study.diagnosis_parts import check_clear, clear_parts
 from medveil.study.evaluate import stored_plan, stored_threshold
 from medveil.study.folder import RunFolder, read_json
 from medveil.study.manifest import verify_manifest
@@ -32,6 +33,17 @@ from medveil.study.prepare import input_scale
 # What z-scored intensities are cut to; the hospital refuses an image beyond it.
 _ZSCORE = 16.0
 _RASTER = (".png", ".jpg", ".jpeg")
+_MOST_CLASSES = 1 << 12
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("a name has printable characters")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+Length = Annotated[int, Field(ge=1, le=1 << 14)]
 
 
 class Description(Config):
@@ -52,26 +64,32 @@ class Description(Config):
         levels: of probabilities, where it learns them rounded.
     """
 
-    name: str = Field(max_length=200)
+    name: Name
     task: Literal["classification", "segmentation"]
-    class_names: tuple[str, ...]
-    input_shape: tuple[int, ...]
+    class_names: tuple[Name, ...] = Field(min_length=TWO, max_length=_MOST_CLASSES)
+    input_shape: tuple[Length, ...] = Field(min_length=3, max_length=4)
     input_range: tuple[float, float]
     preprocess: Preprocess
     model: ModelConfig
     clear: bool
-    threshold: float | None = None
+    threshold: float | None = Field(None, ge=0, le=1)
     reveal: Reveal = "logits"
     reveal_bits: int = Field(ge=0)
     levels: int = Field(default=20, ge=LEVELS[0], le=LEVELS[1])
 
     def parts(self) -> tuple[nn.Module | None, nn.Module | None]:
-        """What the hospital computes in the clear: fixed features before, an interpolation behind. No weights."""
-        if not self.clear:
-            return None, None
-        model = build(self.model, input_shape=self.input_shape, num_classes=len(self.class_names), seed=0)
-        compiled = compile_network(model, self.input_shape, self.input_range, task=self.task)
-        return compiled.front, compiled.back
+        """What the hospital computes in the clear: fixed features before, an interpolation behind. No weights.
+
+        Raises:
+            ModelError: features that images of this shape do not have.
+        """
+        return clear_parts(self.model, self.input_shape) if self.clear else (None, None)
+
+    @model_validator(mode="after")
+    def _clear_is_known(self) -> Self:
+        if self.clear:
+            check_clear(self.model, self.input_shape)
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +119,7 @@ def serve_run(run: Path, *, reveal: Reveal = "logits", reveal_bits: int = 16, le
     Raises:
         RunError: not a finished run.
         ManifestError: files of the run changed after it was signed.
-        ConfigError: an answer that this network cannot be reduced to.
+        ConfigError: an answer that this network cannot be reduced to, or names or parts that no hospital accepts.
         UnsupportedLayer: a network that cannot be evaluated on encrypted images.
     """
     folder = RunFolder(run)
@@ -126,19 +144,23 @@ def serve_run(run: Path, *, reveal: Reveal = "logits", reveal_bits: int = 16, le
         levels=levels,
         threshold=threshold if reveal != "logits" and len(names) == TWO else None,
     )
-    description = Description(
-        name=content["name"],
-        task=plan.task,
-        class_names=names,
-        input_shape=shape,
-        input_range=limits,
-        preprocess=plan.data.preprocess,
-        model=plan.model,
-        reveal=reveal,
-        reveal_bits=compiled.program.reveal,
-        levels=levels,
-        clear=compiled.front is not None or compiled.back is not None,
-        threshold=threshold,
+    description = parse_config(
+        Description,
+        {
+            "name": content["name"],
+            "task": plan.task,
+            "class_names": names,
+            "input_shape": shape,
+            "input_range": limits,
+            "preprocess": plan.data.preprocess,
+            "model": plan.model,
+            "reveal": reveal,
+            "reveal_bits": compiled.program.reveal,
+            "levels": levels,
+            "clear": compiled.front is not None or compiled.back is not None,
+            "threshold": threshold,
+        },
+        where="what a hospital is told of this run",
     )
     return Served(compiled, description, module.eval())
 

@@ -8,20 +8,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from medveil.encrypted.dealer import Dealer, fetch_as_hospital, fetch_as_vendor, owns
+from medveil.encrypted.dealer import Dealer, fetch_as_hospital, fetch_as_vendor, owner
 from medveil.encrypted.hospital import Hospital
 from medveil.encrypted.program import Reveal
 from medveil.encrypted.vendor import Vendor
 from medveil.encrypted.wire.certificates import make_authority, make_certificate
 from medveil.encrypted.wire.connect import Address, Identity, Listener, connect
 from medveil.encrypted.wire.link import Link
-from medveil.errors import ConfigError, MedveilError, RunError
+from medveil.errors import ConfigError, FederationError, ImageError, MedveilError, RunError
 from medveil.study.diagnosis import (
     Served,
     decode,
@@ -72,7 +72,7 @@ def _serve(listener: Listener, act: Callable[[Link], object], times: int | None,
                     link.stop(error.what)
                     raise
             done += 1
-        except (MedveilError, OSError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever one party sends or meets, the next one is served
             say({"refused": str(error) if isinstance(error, MedveilError) else type(error).__name__})
 
 
@@ -108,16 +108,17 @@ def run_vendor(
         hospital: name on the certificate of the only hospital that these correlations are for; empty for any.
 
     Raises:
-        ConfigError: the store was dealt for another hospital.
+        ConfigError: the store was dealt for another hospital than the one named, or for any.
     """
     served = serve_run(run, reveal=reveal, reveal_bits=reveal_bits, levels=levels)
     program = served.compiled.program
     if not store.exists():
         with connect(dealer, identity, role="dealer", timeout_s=600.0) as link:
             fetch_as_vendor(link, program, store, images=1, count=count, hospital=hospital)
-    elif hospital and not owns(store, hospital):
+    elif hospital and owner(store) != hospital:
         raise ConfigError(
-            "The store was dealt for another hospital", remedy="give another --store, or leave --hospital out"
+            "The store was not dealt for this hospital alone",
+            remedy="give another --store, or leave --hospital out",
         )
     description = served.description.model_dump(mode="json")
     vendor = Vendor(program, served.compiled.weights, store, description=description)
@@ -162,21 +163,27 @@ def diagnose(
         beside the store), ``messages``, ``seconds_online``, ``seconds_prepared`` and ``leakage``.
 
     Raises:
-        ImageError: the image cannot be used; nothing was sent.
+        ImageError: the image cannot be used, and nothing of it was sent; or it drove the network beyond a limit. The
+            vendor sees a session that ends as any other.
         FederationError: the vendor cannot be reached, refuses, or breaks the protocol.
     """
     with connect(vendor, identity, role="vendor", timeout_s=300.0) as link:
         session = Hospital(link, kept=store.with_name(f"{store.name}.model"))
-        description = read_description(session.offer.description)
-        front, back = description.parts()
-        images = read_image(image, description, position=position)
-        program = session.program()
-        check_told(description, program)
-        terms = leakage(description, program.output.shape)
-        for who in ("hospital", "vendor", "dealer"):
-            note(f"The {who} will learn: {'; '.join(terms[f'{who}_learns'])}")
-        setup = link.bytes_sent + link.bytes_received
-        result, measured = session.diagnose(encode(images, program, front), store)
+        try:
+            description = read_description(session.offer.description)
+            front, back = description.parts()
+            images = read_image(image, description, position=position)
+            program = session.program()
+            check_told(description, program)
+            terms = leakage(description, program.output.shape)
+            for who in ("hospital", "vendor", "dealer"):
+                note(f"The {who} will learn: {'; '.join(terms[f'{who}_learns'])}")
+            setup = link.bytes_sent + link.bytes_received
+            result, measured = session.diagnose(encode(images, program, front), store)
+        except ImageError:
+            with suppress(FederationError):
+                session.end()  # as any other session: what became of the image is the hospital's to know
+            raise
         session.end()
     found = decode(result, back)
     return {

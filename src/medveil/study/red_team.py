@@ -106,6 +106,7 @@ def red_team(
         "effort": effort,
         "protection": _protection_json(scene.protection),
         "reference": _protection_json(scene.reference),
+        "hides_whole_sites": isinstance(plan.privacy.dp, SiteDpFedAvg),
         "attacks": found,
         "seconds": round(time.perf_counter() - begun, 1),
     }

@@ -119,7 +119,7 @@ def test_a_build_without_noise_breaks_the_bound(monkeypatch):
             return total
 
     monkeypatch.setattr(release, "NoiseMechanism", Off)
-    found = attack(scene())
+    found = attack(scene(patients=1000))
     assert found.protected.figures["bound_kept"].value == 0
     assert any("BETTER THAN THEORY" in each for each in found.findings)
 

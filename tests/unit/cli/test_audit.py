@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from medveil.accounting.ledger import Ledger
 from medveil.audit import run as run_module
 from medveil.audit.claim import claim_of
 from medveil.audit.run import Effort
@@ -19,6 +21,7 @@ from medveil.study.folder import read_json, write_json
 from medveil.study.manifest import write_manifest
 from medveil.study.plan import load_plan
 from medveil.study.train import train
+from medveil.training.private import PrivateTrainer
 
 PLAN = """
 name = "audited"
@@ -194,6 +197,44 @@ def test_a_build_without_noise_exits_with_7(finished, little, monkeypatch, capsy
     table = capsys.readouterr().out
     assert "VIOLATED noise" in table
     assert "Verdict: violated" in table
+
+
+@pytest.mark.parametrize("name", ["noise_multiplier", "sampling_rate", "l2_clip_norm"])
+def test_a_record_of_another_mechanism_than_the_plans(copied, little, name):
+    run = copied(lambda record: record["privacy"].update({name: 0.9 * record["privacy"][name]}))
+    answer = _whole(run, "--quick", "--json")
+    assert answer.exit_code == 7
+    assert any(name in sentence for sentence in _json(answer)["violations"])
+
+
+def test_ledgers_that_were_charged_too_little(copied, little):
+    def charge_less(record):
+        for kept in record["privacy"]["ledgers"].values():
+            kept["epsilon_all_runs"] *= 0.5
+
+    answer = _whole(copied(charge_less), "--quick", "--json")
+    assert answer.exit_code == 7
+    assert any("ledgers were charged" in sentence for sentence in _json(answer)["violations"])
+
+
+def test_every_noisy_step_of_a_run_is_charged(tmp_path, monkeypatch):
+    """An audit looks at the step; that a training takes as many as it pays for is seen by counting."""
+    taken = Counter()
+    take = PrivateTrainer.encoded_step
+
+    def counted(trainer, step):
+        taken[id(trainer)] += 1
+        return take(trainer, step)
+
+    monkeypatch.setattr(PrivateTrainer, "encoded_step", counted)
+    path = tmp_path / "plan.toml"
+    path.write_text(RUN, encoding="utf-8")
+    record = train(load_plan(path), tmp_path / "run")
+    assert sorted(taken.values()) == [record["privacy"]["steps"]] * 3
+    for site in ("site-1", "site-2", "site-3"):
+        with Ledger(tmp_path / "run" / "ledgers" / f"{site}.sqlite", create=False) as ledger:
+            kinds = Counter(row["kind"] for row in ledger.export())
+        assert kinds["reserve"] == kinds["commit"] == record["privacy"]["steps"]
 
 
 def test_a_record_that_says_less_than_was_spent(copied, little):

@@ -12,6 +12,8 @@ SILENCE = 30
 class Pipe:
     """One end; remembers what it sent, as the other end gets it."""
 
+    outstanding = 1 << 28
+
     def __init__(self, outgoing, incoming):
         self._outgoing, self._incoming, self._rest = outgoing, incoming, bytearray()
         self.sent = []

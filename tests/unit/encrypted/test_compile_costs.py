@@ -31,6 +31,8 @@ from medveil.errors import ImageError
 class Timed:
     """An end of a pipe with a clock: what is received comes one latency after it was sent."""
 
+    outstanding = 1 << 28
+
     def __init__(self, end):
         self.end, self.other, self.clock, self.stamps, self.sent, self.got = end, None, 0, [], 0, 0
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medveil.encrypted.protocol.activation import Party
 from medveil.encrypted.wire import link as link_module
 from medveil.encrypted.wire.frames import HEADER_BYTES, Kind, write_header
 from medveil.encrypted.wire.link import Link
@@ -223,6 +224,45 @@ def test_without_the_writing_thread_both_would_wait(two):
         raise ProtocolError("stuck")
 
     assert all(isinstance(error, ProtocolError) for error in run_both(*(lambda end=end: blocking(end) for end in ends)))
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+def test_both_may_open_more_than_may_wait_to_be_sent(monkeypatch, pieces):
+    """In pieces, in order; all at once, each party would wait for the other to read."""
+    monkeypatch.setattr(link_module, "MAX_PAYLOAD", 1 << 12)
+    ends = [Link(end, timeout_s=TIMEOUT if pieces else 1.0, outstanding=1 << 15) for end in socket.socketpair()]
+    rng = np.random.default_rng(1)
+    sums = [rng.integers(0, 2**32, 400_001, dtype=np.uint32) for _ in ends]
+    bits = [
+        [rng.integers(0, 2**64, shape, dtype=np.uint64) for shape in ((10, 20_001), (7,), (3, 9_999))] for _ in ends
+    ]
+    found = {}
+
+    def act(place):
+        party = Party(ends[place], first=not place)
+        if not pieces:
+            party._ahead = 1 << 40
+        first = party.open_sum(sums[place])
+        party.show(bits[place])
+        ends[place].receive(0)
+        found[place] = first, party.open_each(bits[place]), party.open_bits(bits[place][0])
+
+    errors = run_both(lambda: act(0), lambda: act(1))
+    if not pieces:
+        assert any(errors)
+        for end in ends:
+            end.close(discard=True)
+        return
+    assert errors == [None, None]
+    assert [end.bytes_received for end in ends] == [end.bytes_sent for end in reversed(ends)]
+    payload = [end.bytes_sent - HEADER_BYTES * end.frames_sent for end in ends]
+    assert payload == [sums[0].nbytes + sum(half.nbytes for half in (*bits[0], bits[0][0]))] * 2
+    for first, each, last in found.values():
+        np.testing.assert_array_equal(first, sums[0] + sums[1])
+        for got, one, other in zip([*each, last], [*bits[0], bits[0][0]], [*bits[1], bits[1][0]], strict=True):
+            np.testing.assert_array_equal(got, one ^ other)
+    for end in ends:
+        end.close(discard=True)
 
 
 def test_what_waits_to_be_sent_is_bounded(monkeypatch):

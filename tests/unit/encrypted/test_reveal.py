@@ -25,10 +25,10 @@ from medveil.encrypted.protocol.deal import (
     weight_masks,
 )
 from medveil.encrypted.protocol.evaluate import hospital, vendor
-from medveil.encrypted.protocol.reveal import decide
+from medveil.encrypted.protocol.reveal import decide, reveal
 from medveil.encrypted.protocol.ring import Stream, unpack
 from medveil.encrypted.serial import from_json, public, to_json
-from medveil.errors import ConfigError, ImageError
+from medveil.errors import ConfigError, ImageError, UnsupportedLayer
 
 RANGE = (-2.0, 2.0)
 
@@ -227,15 +227,30 @@ def test_every_message_looks_uniform_whatever_the_image(run_both, classes, image
     assert len(ends[0].sent) == len(ends[1].sent) == len(sent) // 2
 
 
-def test_the_hospitals_view_is_its_bits(run_both):
+def test_the_hospitals_view_is_its_bits(run_both, monkeypatch):
     """Its own half and the vendor's are uniform each, and together the bits and nothing else: no number is opened."""
+    kept = []
+
+    def remember(program, half, said, images):
+        kept.append(half)
+        return reveal(program, half, said, images)
+
+    monkeypatch.setattr("medveil.encrypted.protocol.evaluate.reveal", remember)
     compiled = large_parties(2)
     images = noise(1, (1, 200, 256))
     found, ends, _ = diagnosed(compiled, images, run_both)
-    theirs = unpack(np.frombuffer(ends[1].sent[-1], "<u8"), found.size)
-    assert len(ends[1].sent[-1]) == found.size // 8
-    agree = (theirs == found.ravel()).mean()
-    assert abs(agree - 0.5) < 5 * 0.5 / math.sqrt(found.size)
+    size = found.size
+    assert len(ends[1].sent[-1]) == size // 8
+    ours, theirs = (unpack(half, size) for half in (kept[0], np.frombuffer(ends[1].sent[-1], "<u8")))
+    assert ((ours ^ theirs) == found.ravel()).all()
+    opened = [np.frombuffer(data, "<u4") for end in ends for data in end.sent if len(data) == 4 * size]
+    assert len(opened) == 2
+    z = opened[0] + opened[1]
+    assert max(map(chi_square, (z.tobytes(), ends[1].sent[-1], kept[0].tobytes()))) < 400
+    # None of them, nor two of them together but for both halves, agrees with the bits more often than a coin.
+    sign, own = z >> np.uint32(31), opened[0] >> np.uint32(31)
+    for guess in (ours, theirs, sign, own, ours ^ sign, theirs ^ sign):
+        assert abs((guess == found.ravel()).mean() - 0.5) < 5 * 0.5 / math.sqrt(size)
 
 
 def test_bits_behind_the_last_one_are_not_sent(run_both):
@@ -330,3 +345,15 @@ def test_a_last_layer_with_groups_gets_one_of_its_own(run_both):
     difference = logits[:, 1] - logits[:, 0]
     sure = np.abs(difference) > compiled.program.error
     assert (found[:, 0, 0][sure] == (difference >= 0)[sure]).all()
+
+
+def test_numbers_that_would_wrap_around_when_bits_are_dropped_are_refused(run_both):
+    """Dropping all fraction bits errs by up to one unit, which must still lie in the ring."""
+    for bias in (-32767.5, 32767.5):
+        with pytest.raises(UnsupportedLayer, match="32767"):
+            compile_network(constant([bias, 0.0]), (1, 2, 2), RANGE, reveal_bits=0)
+        compile_network(constant([bias, 0.0]), (1, 2, 2), RANGE)
+    for _ in range(20):
+        compiled = compile_network(constant([-32766.5, 32766.5]), (1, 2, 2), RANGE, reveal_bits=0)
+        found, _, _ = diagnosed(compiled, noise(8, (1, 2, 2)), run_both)
+        assert np.abs(found - [-32766.5, 32766.5]).max() <= 1.5

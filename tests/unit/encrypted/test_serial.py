@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medveil.encrypted.program import Decide, Input, Linear, MaxPool, Narrow, Program, Relu, Reshape, SumPool
+from medveil.encrypted.program import (
+    Decide,
+    Input,
+    Linear,
+    MaxPool,
+    Narrow,
+    Program,
+    Relu,
+    Rescale,
+    Reshape,
+    SumPool,
+)
 from medveil.encrypted.serial import MAX_BYTES, from_json, program_hash, public, to_json
 from medveil.errors import MessageError
 
@@ -36,6 +47,35 @@ def test_it_comes_back_the_same():
     assert program_hash(from_json(to_json(PROGRAM))) == program_hash(PROGRAM)
 
 
+def test_an_error_beyond_all_numbers_is_told_as_a_large_one():
+    for error in (1.7e308, float("inf")):
+        assert from_json(to_json(replace(PROGRAM, error=error))).error == 2.0**1000
+
+
+def pooled(side, kernel, padding):
+    """A pooling with stride ``kernel`` whose shapes fit."""
+    after = (side + 2 * padding - kernel) // kernel + 1
+    pool = MaxPool("p", ("n",), (1, after, side), 16, True, 1.0, (kernel, 1), (kernel, 1), (padding, 0))
+    return Program(
+        (
+            Input("x", (), (1, side, side), 16, False, 1.0, -1.0, 1.0),
+            Narrow("n", ("x",), (1, side, side), 16, True, 1.0, 0),
+            pool,
+            Rescale("r", ("p",), pool.shape, 16, False, 1.0, 0),
+        ),
+        factor=1.0, reveal=16, error=0.0, task="segmentation", names=(),
+    )  # fmt: skip
+
+
+def test_comparisons_and_padding_count_for_what_is_too_large():
+    """What is evaluated for a window is not in the result's shape."""
+    assert from_json(to_json(pooled(64, 8, 4)))
+    assert from_json(to_json(pooled(1024, 1024, 0)))
+    for side, kernel, padding in ((2048, 1026, 0), (1, 2**30, 2**29), (2**14 - 1, 1024, 512)):
+        with pytest.raises(MessageError):
+            from_json(to_json(pooled(side, kernel, padding)))
+
+
 def changed(path, value):
     content = json.loads(to_json(PROGRAM))
     place = content
@@ -57,6 +97,13 @@ def changed(path, value):
         (["names"], "no"),
         (["task"], "generation"),
         (["error"], 1e400),
+        (["error"], 10**400),
+        (["error"], 1e308),
+        (["error"], -1.0),
+        (["factor"], -(10**400)),
+        (["names"], ["no", "y\nes"]),
+        (["names"], ["no", "y" * 201]),
+        (["names"], ["no"] * 5000),
         (["reveal"], 37),
         (["reveal"], -5),
         (["extra"], 1),
@@ -77,6 +124,9 @@ def changed(path, value):
         (["operations", 2, "drop"], -1),
         (["operations", 3, "kernel"], [0, 3]),
         (["operations", 3, "padding"], [3, 3]),
+        (["operations", 3, "padding"], [2, 2]),
+        (["operations", 1, "padding"], [2**20, 1]),
+        (["operations", 1, "groups"], 2**39),
         (["operations", 3, "narrow"], False),
         (["operations", 4, "drop"], 9),
         (["operations", 4, "scale"], 17),
@@ -86,6 +136,10 @@ def changed(path, value):
         (["operations", 4, "limit"], -7),
         (["operations", 0, "scale"], 2000),
         (["operations", 0, "low"], 2.0),
+        (["operations", 0, "low"], -(10**400)),
+        (["operations", 6, "shape"], [4, 1, 1, 1, 1, 1]),
+        (["operations", 6, "shape"], [1] * 100_000),
+        (["operations", 6, "shape"], [2**39]),
         (["operations", 1, "scale"], -3),
         (["operations", 1, "weight_shape"], [4, 1, 2**19, 2**19]),
         (["operations", 4, "inputs"], ["c"]),

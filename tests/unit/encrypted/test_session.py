@@ -20,7 +20,7 @@ from medveil.encrypted.serial import program_hash
 from medveil.encrypted.stores.store import Store
 from medveil.encrypted.vendor import Vendor
 from medveil.encrypted.wire.link import Link
-from medveil.errors import AuthenticityError, ConfigError, FederationError, ImageError, ProtocolError
+from medveil.errors import AuthenticityError, ConfigError, FederationError, ImageError, MessageError, ProtocolError
 
 SHAPE = (1, 12, 12)
 PATIENCE = 1.5
@@ -132,6 +132,38 @@ def test_an_image_that_does_not_fit_is_refused_before_anything_is_sent_or_used(c
     assert Store(tmp_path / "hospital", party="hospital", program=session.offer.program).left == 3
     session.end()
     assert serving.end().error is None
+
+
+def test_a_vendor_cannot_tell_that_an_image_was_refused_at_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDVEIL_HOME", str(tmp_path / "home"))
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(200, 2)).eval()
+    with torch.no_grad():
+        network[0].weight.fill_(1.0)
+    made, dealer, seen = compile_network(network, SHAPE, (0.0, 1.0), activation_limit=4.0), Dealer(tmp_path / "d"), []
+    near, far = links()
+    serving = Background(dealer.serve_vendor, far)
+    fetch_as_vendor(near, made.program, tmp_path / "vendor", images=1, count=2)
+    run = serving.end().result
+    near, far = links()
+    Background(dealer.serve_hospital, far)
+    fetch_as_hospital(near, run, tmp_path / "hospital")
+    for pixel in (0.0, 1.0):
+        near, far = links()
+        serving = Background(Vendor(made.program, made.weights, tmp_path / "vendor").serve, far)
+        session = Hospital(near)
+        values = encoded(torch.full((1, *SHAPE), pixel), made.program)
+        if pixel:  # 9 before the ReLU; the session is over without the caller's help
+            with pytest.raises(ImageError, match="beyond the range that it was compiled for"):
+                session.diagnose(values, tmp_path / "hospital")
+        else:
+            session.diagnose(values, tmp_path / "hospital")
+            session.end()
+        assert serving.end().error is None
+        session.end()
+        seen.append((serving.result, far.frames_received, far.bytes_received, far.frames_sent, far.bytes_sent))
+        far.close()  # as after any session: all that came was asked for, and the end is a clean one
+    assert seen[0] == seen[1]
+    assert seen[0][0] == 1
 
 
 def test_a_correlation_that_one_party_has_used_is_refused_by_the_other(compiled, dealt, tmp_path):
@@ -327,7 +359,19 @@ def test_a_store_that_is_there_is_not_written_over(compiled, dealt, tmp_path):
 def test_random_bytes_for_a_program_are_refused_by_the_dealer(tmp_path):
     near, far = links()
     serving = Background(Dealer(tmp_path / "dealer").serve_vendor, far)
-    near.tell({"want": "deal", "program_bytes": 1000, "images": 1, "count": 1})
+    near.tell({"want": "deal", "program_bytes": 1000, "images": 1, "count": 1, "hospital": ""})
     near.send(os.urandom(1000))
     near.flush()
-    assert isinstance(serving.end().error, FederationError)
+    assert isinstance(serving.end().error, MessageError)
+    assert "not a program" in str(serving.error)
+
+
+@pytest.mark.parametrize("hospital", [None, 7, ["north"], "two\nlines", "x" * 65])
+def test_a_run_for_what_is_no_name_is_refused(compiled, tmp_path, hospital):
+    near, far = links()
+    serving = Background(Dealer(tmp_path / "dealer").serve_vendor, far)
+    near.tell({"want": "deal", "program_bytes": 10, "images": 1, "count": 1, "hospital": hospital})
+    near.send(bytes(10))
+    near.flush()
+    assert isinstance(serving.end().error, ProtocolError)
+    assert "names no hospital" in str(serving.error)

@@ -25,7 +25,7 @@ from medveil.encrypted.compiler.probes import check_answers, of_images, syntheti
 from medveil.encrypted.compiler.rings import Rings, Value
 from medveil.encrypted.compiler.trace import Traced, trace
 from medveil.encrypted.fitting import MOST_HIDDEN
-from medveil.encrypted.program import FRACTION_BITS, Operation, Program, Reveal, Shape, Weights
+from medveil.encrypted.program import FRACTION_BITS, WIDE_BITS, Operation, Program, Reveal, Shape, Weights
 from medveil.errors import ConfigError, ModelError
 
 # The carry that two halves lack is a coin of chance y and 1 - y: a variance of 1/6 on average over y.
@@ -173,7 +173,9 @@ def compile(  # noqa: A001 - the field's word, and the name in the interface
             of_images(traced, input_shape, input_range, probes),
             limits=limits,
             largest_scale=MOST_HIDDEN + reveal_bits if numbers else None,
-            end=_whole if numbers else lambda rings, value: decided(rings, value, classes, wanted),
+            end=lambda rings, value: (
+                _whole(rings, value, reveal_bits) if numbers else decided(rings, value, classes, wanted)
+            ),
         )
         check_answers(traced, probes, found.held.probes * found.factor, _identity if numbers else distances)
     bits = min(reveal_bits, found.output.scale)
@@ -198,9 +200,17 @@ def compile(  # noqa: A001 - the field's word, and the name in the interface
     )
 
 
-def _whole(rings: Rings, value: Value) -> tuple[Operation, Range]:
-    """Numbers are revealed as they are in the wide ring."""
+def _whole(rings: Rings, value: Value, reveal_bits: int) -> tuple[Operation, Range]:
+    """Numbers are revealed as they are in the wide ring, with room for the unit by which dropping bits may err.
+
+    Raises:
+        UnsupportedLayer: there is no room.
+    """
     last = rings.wide(value)
+    hidden = last.scale - min(reveal_bits, last.scale)
+    most = (2.0 ** (WIDE_BITS - 1) - 2.0**hidden) / 2.0**last.scale
+    if last.bound >= most:
+        raise rings.too_large(last.bound, most)
     return last, rings.ranges[last.name]
 
 

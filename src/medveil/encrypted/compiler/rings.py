@@ -78,7 +78,7 @@ class Rings:
             UnsupportedLayer: its result might leave the wide ring.
         """
         if not narrow and held.bound * 2.0**scale >= 2.0 ** (WIDE_BITS - 1):
-            raise self._too_large(held.bound, 2.0 ** (WIDE_BITS - 1 - scale))
+            raise self.too_large(held.bound, 2.0 ** (WIDE_BITS - 1 - scale))
         shape = tuple(held.low.shape)
         name = self.unused(name)
         emitted = operation(name, inputs, shape, scale, narrow, held.bound, **more)
@@ -91,7 +91,8 @@ class Rings:
         again = sum(each.name == name or each.name.startswith(f"{name}~") for each in self.operations)
         return f"{name}~{again}" if again else name
 
-    def _too_large(self, bound: float, most: float) -> UnsupportedLayer:
+    def too_large(self, bound: float, most: float) -> UnsupportedLayer:
+        """The error for values that are not certain to be below ``most``."""
         return UnsupportedLayer(
             "Values may leave the range of encrypted inference",
             layer=self.layer,
@@ -133,7 +134,7 @@ class Rings:
                     name = f"{wide.name}.narrow"
                     value.narrow = self.emit(ops.Narrow, name, (wide.name,), kept, held, narrow=True, drop=drop)
                     return value.narrow
-            raise self._too_large(wide.bound, NARROW_LIMIT / 2.0**self.bits)
+            raise self.too_large(wide.bound, NARROW_LIMIT / 2.0**self.bits)
         return value.narrow
 
     def forget(self, value: Value, others: Iterable[Value]) -> None:

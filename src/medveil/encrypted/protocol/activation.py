@@ -1,6 +1,6 @@
 """What the two parties say to each other about signs: ReLU, rescaling, the larger of two."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,10 +15,16 @@ from medveil.encrypted.protocol.ring import Narrow, Packed, Stream, Wide, unpack
 # Elements at a time, so that intermediate results stay in the cache.
 _BLOCK = 1 << 14
 _SIGN = np.uint32(31)
+_WORD = 8
 
 
 class Link(Protocol):
     """The other party: what is sent comes out of its ``receive`` in the same order."""
+
+    @property
+    def outstanding(self) -> int:
+        """Bytes that may wait to be sent before :meth:`send` waits for the other party to read."""
+        ...
 
     def send(self, data: bytes | NDArray[np.uint8]) -> None:
         """Give bytes; they may wait until this party receives."""
@@ -37,17 +43,26 @@ class Party:
         link: to the other.
         first: the hospital; public numbers are added to its halves.
         flags: halves of the bits "a value reached its limit", in the order of the program.
+
+    Guarantees:
+        Where both send before they receive, large messages go in pieces: neither is ever further ahead of what it has
+        received than a quarter of what its link lets wait. So they do not wait for each other.
     """
 
     link: Link
     first: bool
     flags: list[tuple[Packed, int]] = field(default_factory=list)
     _shown: bool = field(default=False, init=False)
+    _unsent: list[NDArray[np.uint8]] = field(default_factory=list, init=False)
+    _ahead: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._ahead = max(self.link.outstanding // 4 // _WORD * _WORD, _WORD)
 
     def open_sum(self, half: Narrow) -> Narrow:
         """Both halves added up."""
-        self.link.send(np.ascontiguousarray(half).view(np.uint8))
-        opened: Narrow = half + np.frombuffer(self.link.receive(4 * half.size), "<u4", half.size)
+        self._begin([half])
+        opened: Narrow = half + np.frombuffer(self._answer(4 * half.size), "<u4", half.size)
         return opened
 
     def open_bits(self, half: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -56,8 +71,7 @@ class Party:
 
     def show(self, halves: list[NDArray[np.uint64]]) -> None:
         """Send this party's halves; :meth:`open_each` of the same must follow, and work may lie between."""
-        for half in halves:
-            self.link.send(np.ascontiguousarray(half).view(np.uint8))
+        self._begin(halves)
         self._shown = True
 
     def open_each(self, halves: list[NDArray[np.uint64]]) -> list[NDArray[np.uint64]]:
@@ -65,8 +79,34 @@ class Party:
         if not self._shown:
             self.show(halves)
         self._shown = False
-        theirs = [np.frombuffer(self.link.receive(8 * half.size), "<u8", half.size) for half in halves]
+        theirs = [np.frombuffer(self._answer(8 * half.size), "<u8", half.size) for half in halves]
         return [half ^ other.reshape(half.shape) for half, other in zip(halves, theirs, strict=True)]
+
+    def _begin(self, halves: Sequence[NDArray[Any]]) -> None:
+        """Send as much of these halves as may be ahead of the other party's; the rest goes with its answers."""
+        self._unsent = [np.ascontiguousarray(half).view(np.uint8).reshape(-1) for half in halves]
+        self._go_on(self._ahead)
+
+    def _go_on(self, room: int) -> None:
+        while room and self._unsent:
+            first = self._unsent[0]
+            self.link.send(first[:room])
+            if first.size > room:
+                self._unsent[0] = first[room:]
+            else:
+                del self._unsent[0]
+            room -= min(room, first.size)
+
+    def _answer(self, size: int) -> memoryview | bytes:
+        """The next bytes of the other party's halves, and as many more of this party's where some are left."""
+        if not self._unsent:
+            return self.link.receive(size)
+        found = np.empty(size, np.uint8)
+        for start in range(0, size, self._ahead):
+            part = found[start : start + self._ahead]
+            part[:] = np.frombuffer(self.link.receive(part.size), np.uint8)
+            self._go_on(part.size)
+        return found.data
 
 
 def signs(

@@ -220,8 +220,13 @@ def _write(pair: KeyPair, certificate: x509.Certificate, key: Ed25519PrivateKey)
     return pair
 
 
+def is_name(name: str) -> bool:
+    """Whether a certificate may carry this name."""
+    return 1 <= len(name) <= _MAX_NAME and name.isprintable()
+
+
 def _check_name(name: str) -> None:
-    if not (1 <= len(name) <= _MAX_NAME and name.isprintable()):
+    if not is_name(name):
         raise ConfigError("A name on a certificate is not usable", expected=f"1 to {_MAX_NAME} printable characters")
 
 

@@ -77,6 +77,7 @@ class Link:
         self._pending = bytearray(HEADER_BYTES)
         self._broken: FederationError | None = None
         self._closed = False
+        self.outstanding = outstanding
         self.peer = peer
         self.bytes_sent = 0
         self.frames_sent = 0

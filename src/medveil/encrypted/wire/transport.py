@@ -142,7 +142,8 @@ class Transport:
                 )
             if poll.poll(1000 * min(left, _SLICE_S)):
                 return
-            self._gather(1)
+            if event == select.POLLIN:
+                self._gather(1)
 
 
 def _broken(error: OSError) -> FederationError:
