@@ -2,57 +2,31 @@
 
     MEDVEIL_DATA=... python benchmarks/red_team_imprint.py [--quick] [--plan pneumonia-28] [--plan hippocampus-2d]
 
-The protection is one that the plan does not have: clip norm 1, noise multiplier 1. Public images are the test set.
+The protection is one that the plan does not have: clip norm 1, noise multiplier 1. Public images are those of
+validation and test.
 """
 
 import argparse
 import time
-from functools import partial
-
-import torch
+from dataclasses import replace
 
 from medveil.attacks.imprint import Imprint
 from medveil.attacks.reconstruction import Reconstruction
-from medveil.attacks.scene import Protection, Scene
+from medveil.attacks.scene import Protection
 from medveil.dp.clipping import FlatClipping
 from medveil.rng import Seeds
-from medveil.study.arms import build_model
 from medveil.study.plan import load_plan
-from medveil.study.prepare import input_scale, prepare
-from medveil.training.objectives import per_example_loss
+from medveil.study.prepare import prepare
+from medveil.study.red_team import build_scene
 
 STEPS = 5
 REFERENCE = Protection(FlatClipping(l2_clip_norm=1.0), 1.0, 0.1, 100, 1e-5, 8.0)
 
 
 def scene(name):
+    """A shipped plan's, with a hypothetical protection of noise multiplier 1."""
     plan = load_plan(name)
-    prepared = prepare(plan)
-    pool, test = prepared.pool().train, prepared.test.data
-    model = build_model(plan, prepared.input_shape, prepared.num_classes)
-    return Scene(
-        model=model,
-        trained=model,
-        loss=partial(per_example_loss, config=plan.training.loss),
-        scale=input_scale(plan.data.preprocess),
-        task=plan.task,
-        num_classes=prepared.num_classes,
-        images=pixels(pool.images),
-        targets=pool.targets.long(),
-        subject=pool.subject,
-        public=pixels(test.images),
-        public_targets=test.targets.long(),
-        public_subject=test.subject,
-        training=plan.training,
-        optimiser_steps=STEPS,
-        batch_size=plan.training.batch_size,
-        sites=len(prepared.sites),
-        reference=REFERENCE,
-    )
-
-
-def pixels(images):
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    return replace(build_scene(plan, prepare(plan), None), optimiser_steps=STEPS, reference=REFERENCE)
 
 
 def show(report):

@@ -1,21 +1,19 @@
 """The imprint on real images: what a malicious server copies without protection, for a classifier and a U-Net."""
 
 import os
-from functools import partial
+from dataclasses import replace
 
 import pytest
-import torch
 
 from medveil.attacks.imprint import Imprint
-from medveil.attacks.scene import Protection, Scene
+from medveil.attacks.scene import Protection
 from medveil.dp.clipping import FlatClipping
 from medveil.errors import GuaranteeError
 from medveil.models.crafted import check_weights_not_crafted
 from medveil.rng import Seeds
-from medveil.study.arms import build_model
 from medveil.study.plan import load_plan
-from medveil.study.prepare import input_scale, prepare
-from medveil.training.objectives import per_example_loss
+from medveil.study.prepare import prepare
+from medveil.study.red_team import build_scene
 
 pytestmark = [
     pytest.mark.real_data,
@@ -26,25 +24,8 @@ pytestmark = [
 
 def scene(name):
     plan = load_plan(name)
-    prepared = prepare(plan)
-    pool, test = prepared.pool().train, prepared.test.data
-    model = build_model(plan, prepared.input_shape, prepared.num_classes)
-    return Scene(
-        model=model,
-        trained=model,
-        loss=partial(per_example_loss, config=plan.training.loss),
-        scale=input_scale(plan.data.preprocess),
-        task=plan.task,
-        num_classes=prepared.num_classes,
-        images=pool.images.float() / (255 if pool.images.dtype == torch.uint8 else 1),
-        targets=pool.targets.long(),
-        subject=pool.subject,
-        public=test.images.float() / (255 if test.images.dtype == torch.uint8 else 1),
-        public_targets=test.targets.long(),
-        public_subject=test.subject,
-        sites=5,
-        protection=Protection(FlatClipping(l2_clip_norm=1.0), 1.0, 0.1, 100, 1e-5, 8.0),
-    )
+    protection = Protection(FlatClipping(l2_clip_norm=1.0), 1.0, 0.1, 100, 1e-5, 8.0)
+    return replace(build_scene(plan, prepare(plan), None), protection=protection, reference=None, optimiser_steps=1)
 
 
 @pytest.fixture(scope="module", params=["pneumonia-28", "hippocampus-2d"])

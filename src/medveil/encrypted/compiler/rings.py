@@ -96,8 +96,8 @@ class Rings:
         return UnsupportedLayer(
             "Values may leave the range of encrypted inference",
             layer=self.layer,
-            got=f"values up to {bound:.4g}, from the declared range of images and the weights",
-            expected=f"less than {most:.4g}",
+            got=f"values up to {bound:.6g}, from the declared range of images and the weights",
+            expected=f"less than {most:.6g}",
             remedy=f"lower activation_limit (now {self.activation_limit:g}) or the range of images, put a ReLU in "
             "between, or train with weight decay",
         )
