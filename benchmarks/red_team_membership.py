@@ -1,11 +1,13 @@
 """Membership and property inference on a plan's data: `python benchmarks/red_team_membership.py PLAN [--quick]`.
 
 Prints every figure with its interval, and wall and processor seconds. The scene is the plan's: its network and initial
-weights, its training table, its patients; its protection, or (with --epsilon) a hypothetical one.
+weights, its training table, its patients; its protection where it has one, else (or with --epsilon) a hypothetical one.
 """
 
 import argparse
+import copy
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,59 +18,29 @@ from medveil.attacks.membership import Membership
 from medveil.attacks.property import PropertyInference
 from medveil.attacks.scene import Protection, Scene
 from medveil.dp.clipping import FlatClipping
-from medveil.models.registry import build
 from medveil.rng import Seeds
 from medveil.study.plan import load_plan
-from medveil.study.prepare import concatenate, input_scale, prepare
-from medveil.training.arrays import ArrayData
-from medveil.training.objectives import per_example_loss
+from medveil.study.prepare import prepare
+from medveil.study.red_team import build_scene
 
 DELTA = 1e-5
 
 
-def unit_interval(data: ArrayData) -> torch.Tensor:
-    """Images as a scene has them."""
-    return data.images.float() / 255 if data.images.dtype == torch.uint8 else data.images.float()
-
-
-def scene_of(name: str, target: float, rate: float, steps: int) -> Scene:
-    """The scene of a shipped plan, unprotected, with a hypothetical protection beside it."""
+def scene_of(name: str, target: float | None, rate: float, steps: int) -> Scene:
+    """The scene of a shipped plan, private or not; with ``target`` a hypothetical protection in place of its own."""
     plan = load_plan(name)
-    prepared = prepare(plan)
-    train = prepared.pool().train
-    held = concatenate([site.validation for site in prepared.sites if site.validation is not None] or [train])
-    shape = prepared.input_shape
-    model, trained = (
-        build(plan.model, input_shape=shape, num_classes=prepared.num_classes, seed=seed, task=plan.task)
-        for seed in (1, 2)
-    )
-    noise = calibrate_noise(epsilon=target, delta=DELTA, sampling_rate=rate, steps=steps)
-    spent = epsilon(sampling_rate=rate, noise_multiplier=noise, steps=steps, delta=DELTA)
-    dp = None if plan.privacy is None else plan.privacy.dp
-    clipping = getattr(dp, "clipping", None) or FlatClipping(l2_clip_norm=1.0)
-    protection = Protection(clipping, noise, rate, steps, DELTA, spent)
+    scene = build_scene(plan, prepare(plan), None)
+    trained = copy.deepcopy(scene.model)
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.add_(1e-3)  # no attack here asks what the trained model says
-    return Scene(
-        model=model,
-        trained=trained,
-        loss=lambda logits, targets: per_example_loss(logits, targets.long(), plan.training.loss),
-        scale=input_scale(plan.data.preprocess),
-        task=plan.task,
-        num_classes=prepared.num_classes,
-        images=unit_interval(train),
-        targets=train.targets.long(),
-        subject=train.subject,
-        public=unit_interval(held),
-        public_targets=held.targets.long(),
-        public_subject=held.subject,
-        training=plan.training,
-        batch_size=plan.training.batch_size,
-        sites=len(prepared.sites),
-        protection=protection if dp is not None else None,
-        reference=protection,
-    )
+    scene = replace(scene, trained=trained)
+    if target is None:
+        return scene
+    noise = calibrate_noise(epsilon=target, delta=DELTA, sampling_rate=rate, steps=steps)
+    spent = epsilon(sampling_rate=rate, noise_multiplier=noise, steps=steps, delta=DELTA)
+    clipping = FlatClipping(l2_clip_norm=1.0) if scene.shown is None else scene.shown.clipping
+    return replace(scene, protection=None, reference=Protection(clipping, noise, rate, steps, DELTA, spent))
 
 
 def show(title: str, outcome: Outcome | None) -> None:
@@ -88,7 +60,7 @@ def main() -> None:
     parser.add_argument("plan", nargs="?", default="pneumonia-28")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=("membership", "property"))
-    parser.add_argument("--epsilon", type=float, default=8.0)
+    parser.add_argument("--epsilon", type=float, help="of a hypothetical protection; by default the plan's own")
     parser.add_argument("--rate", type=float, default=0.25)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

@@ -60,6 +60,10 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+class StopError(Exception):
+    """What a hospital that reads who learns what may do."""
+
+
 def start(place, role, *arguments):
     """A party's process, and what it says first."""
     keys = place / "keys"
@@ -85,6 +89,19 @@ def test_a_vendor_that_is_killed_goes_on_with_the_next_correlation(place):
         at = ("127.0.0.1", told["listening"])
         offered = prepare_hospital(identity, place / "store", vendor=at, dealer=("127.0.0.1", ports["hospitals"]))
         end(dealer)  # not needed any more
+        lines = []
+
+        def stop(line):
+            lines.append(line)
+            raise StopError
+
+        # Who learns what is told before anything is sent: who stops there has spent no correlation.
+        with pytest.raises(StopError):
+            diagnose(identity, place / "store", place / "scan.png", vendor=at, note=stop)
+        assert len(lines) == 1
+        assert lines[0].startswith("The hospital will learn: logits to 16 fraction bits")
+        for party, folder in (("hospital", "store"), ("vendor", "vendor")):
+            assert Store(place / folder, party=party, program=offered["program"]).left == 3
         first = diagnose(identity, place / "store", place / "scan.png", vendor=at)
         vendor.send_signal(signal.SIGKILL)
         vendor.wait()
@@ -122,7 +139,6 @@ def test_all_three_on_one_machine_show_what_was_asked_for(place, reveal):
     found = json.loads(ended.stdout)
     assert np.array(found["mask"]).shape == (16, 16)
     learned = found["leakage"]["hospital_learns"][0]
-    # Before anything is sent, the hospital reads it too.
     assert learned.startswith("logits" if reveal == "logits" else "the label of every pixel")
     if reveal == "label":
         assert found["exact"] is found["plaintext_max_error"] is None

@@ -30,7 +30,7 @@ class Extent:
         batches: images of one site's batch, ascending.
         measures: of the layer; the best in hindsight counts.
         bins: of the layer, without protection.
-        noisy_bins: under protection; the best in hindsight counts.
+        noisy_bins: under protection; what did best on patients whom the attacker knows counts.
         groups: of eight patients, under protection.
         epsilons: of the curve.
     """

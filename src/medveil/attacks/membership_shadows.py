@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -25,11 +25,13 @@ from medveil.rng import SecureRandom, Seeds
 from medveil.training.arrays import ArrayData
 from medveil.training.device import one_thread
 from medveil.training.loop import Trainer
-from medveil.training.optimisers import Sgd, build_optimiser
+from medveil.training.optimisers import build_optimiser
 from medveil.training.private import Privately, PrivateTrainer
 from medveil.training.settings import Performance, Training
 from medveil.training.vectors import trainable
 
+NOISELESS: Final = 2.0**-19
+"""The least noise that the code of trainings draws, for the twin without noise: a two-millionth of the clip norm."""
 _BATCH = 256
 _CPU = torch.device("cpu")
 _WORKERS = 2
@@ -157,11 +159,10 @@ def ask_protected(
     """The same with the protection's clip and noise, by the private step that runs take.
 
     The noise is seeded, as an experiment's must be that repeats. The sum is divided by the sampling rate times half
-    the pool. As the pool is smaller than the run and each step's noise therefore weighs more, plain gradient descent
-    takes shorter steps, by the root of that ratio: otherwise noise drowns the training, and there is nothing to attack.
+    the pool, and steps are as long as the run's. The pool is smaller than the run, so each step's noise weighs more in
+    the weights, but not against one patient's part of the sum. Shorter steps would only train less.
     """
-    half = pool.patients / 2
-    settings = _calmer(scene.training, math.sqrt(min(1.0, half / max(len(np.unique(scene.subject)), 1))))
+    settings, half = scene.training, pool.patients / 2
     step = private_step(scene.model, twin, half, views=max(scene.training.view_pool, 1))
 
     def train(model: nn.Module, number: int) -> None:
@@ -217,13 +218,6 @@ def _options(scene: Scene, seeds: Seeds) -> dict[str, Any]:
 def _run(trainer: Trainer, settings: Training, steps: int) -> None:
     optimiser = build_optimiser(trainer.parameters, settings.optimiser)
     trainer.run(optimiser, first_step=0, count=steps, total_steps=steps)
-
-
-def _calmer(settings: Training, factor: float) -> Training:
-    if not isinstance(settings.optimiser, Sgd):
-        return settings  # Adam's steps do not grow with the noise
-    optimiser = settings.optimiser.model_copy(update={"lr": settings.optimiser.lr * factor})
-    return settings.model_copy(update={"optimiser": optimiser})
 
 
 def _ask(
@@ -283,3 +277,8 @@ def _overlap(logits: Tensor, targets: Tensor) -> Tensor:
 def with_noise(twin: Twin, noise_multiplier: float) -> Twin:
     """The same training under other noise."""
     return replace(twin, noise_multiplier=noise_multiplier)
+
+
+def with_steps(twin: Twin, steps: int) -> Twin:
+    """The same training of other length."""
+    return replace(twin, steps=steps)

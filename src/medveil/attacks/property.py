@@ -9,7 +9,17 @@ import torch
 
 from medveil.attacks.attack import Condition, Effort, Figure, Outcome, Report, Tell, ThreatModel
 from medveil.attacks.noise_levels import level_condition, shown_condition
-from medveil.attacks.property_engine import BATCH, FEW, MANY, Side, parameter_sizes, properties, side, tell_apart
+from medveil.attacks.property_engine import (
+    BATCH,
+    FEW,
+    MANY,
+    Side,
+    one_image_each,
+    parameter_sizes,
+    properties,
+    side,
+    tell_apart,
+)
 from medveil.attacks.scene import Protection, Scene
 from medveil.errors import AttackError
 from medveil.rng import Seeds
@@ -26,7 +36,7 @@ class Size:
     """How much is tried.
 
     Args:
-        images: of either side, at most.
+        images: of either side, at most; training patients give one each.
         pairs: of batches.
         curve: epsilons of the release.
     """
@@ -43,18 +53,23 @@ SIZES: Final[dict[Effort, Size]] = {
 
 
 class PropertyInference:
-    """Property inference from the update of one batch of 32 images, a quarter or three quarters of which have it."""
+    """Property inference from the update of one batch of 32 patients, a quarter or three quarters of whom have it.
+
+    Of every training patient one image is drawn, so that no batch holds a patient twice. The attacker's public images
+    may share patients.
+    """
 
     name = "property"
 
     def check(self, scene: Scene) -> None:
-        """Refuse a scene without enough images with and without each property.
+        """Refuse a scene without enough training patients and public images with and without each property.
 
         Raises:
             AttackError: see above.
         """
+        picked = torch.from_numpy(one_image_each(scene.subject))
         for whose, images, targets in (
-            ("training", scene.images, scene.targets),
+            ("training patients'", scene.images[picked], scene.targets[picked]),
             ("public", scene.public, scene.public_targets),
         ):
             for name, has in properties(scene, images, targets).items():
@@ -64,7 +79,7 @@ class PropertyInference:
                         f"Too few {whose} images for property inference by {name}",
                         got=f"{fewest} images of the rarer kind",
                         expected=f"at least {MANY}",
-                        remedy="attack a run with more images",
+                        remedy="attack a run with more patients",
                     )
 
     def run(self, scene: Scene, *, effort: Effort, seeds: Seeds, tell: Tell) -> Report:
@@ -121,14 +136,17 @@ class PropertyInference:
 
 _THREAT: Final = ThreatModel(
     adversary="server",
-    sees=f"the update of one step on {BATCH} images, or of a secure sum the sum",
+    sees=f"the update of one step on {BATCH} patients, one image each, or of a secure sum the sum",
     knows="the weights, the clip norm and the noise's size, and public images with and without the property",
 )
 
 
 def _side(scene: Scene, whose: str, images: int, seeds: Seeds) -> Side:
     """Images at random, half of them with each class mix where there are enough."""
-    shown, targets = (scene.public, scene.public_targets) if whose == "public" else (scene.images, scene.targets)
+    shown, targets = scene.public, scene.public_targets
+    if whose == "training":
+        rows = torch.from_numpy(one_image_each(scene.subject))
+        shown, targets = scene.images[rows], scene.targets[rows]
     order = seeds.child("images", whose).numpy().permutation(len(shown))
     taken = order[:images]
     # Rare kinds must fill a batch, whatever the draw: the first of each kind in random order come along.
@@ -152,8 +170,8 @@ def _findings(scene: Scene, unprotected: Outcome, protected: Outcome | None) -> 
     for name, title in titles.items():
         plain = unprotected.figures[f"{name}_auc"]
         sentence = (
-            f"Of two batches of {BATCH} patients that differ in {title}, the server picks the right one "
-            f"{_percent(plain)} of the time from an unprotected update"
+            f"Of two batches of {BATCH} patients, one image each, that differ in {title}, the server picks the right "
+            f"one {_percent(plain)} of the time from an unprotected update"
         )
         if protected is not None:
             sentence += f", and {_percent(protected.figures[f'{name}_auc'])} under {protected.condition.name}"

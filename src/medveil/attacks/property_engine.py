@@ -54,6 +54,18 @@ def properties(scene: Scene, images: Tensor, targets: Tensor) -> dict[str, NDArr
     return {"class_mix": mixed.numpy(), "brightness": bright.numpy()}
 
 
+def one_image_each(subject: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row of one image of every patient, at random but always the same; shape (patients,).
+
+    Args:
+        subject: whose image it is, shape (N,).
+    """
+    order = Seeds(0).child("one image a patient").numpy().permutation(len(subject))
+    _, first = np.unique(subject[order], return_index=True)
+    rows: NDArray[np.int64] = order[first].astype(np.int64)
+    return rows
+
+
 def side(scene: Scene, images: Tensor, targets: Tensor) -> Side:
     """Gradients of images one by one, by the code that private trainings use."""
     model = copy.deepcopy(scene.model).cpu().eval()

@@ -6,14 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from torch import nn
 from torch.nn import functional
 
 from medveil.accounting import calibrate_noise, epsilon
 from medveil.attacks import membership
-from medveil.attacks.membership import Membership, Size
-from medveil.attacks.membership_report import bounds, training_epsilon
+from medveil.attacks.attack import Condition, Figure, Outcome
+from medveil.attacks.membership import Membership
+from medveil.attacks.membership_game import Size
+from medveil.attacks.membership_report import Tried, bounds, keeps_bound, training_epsilon
 from medveil.attacks.membership_shadows import Twin, answers_of, choose_pool, draw_members, private_step
+from medveil.attacks.noise_levels import BROKEN
 from medveil.attacks.scene import Protection, Scene
 from medveil.dp import clipping as clipping_code
 from medveil.dp.clipping import AdaptiveClipping, FlatClipping
@@ -74,6 +78,14 @@ def small(monkeypatch):
         monkeypatch.setitem(membership.SIZES, key, SIZE)
 
 
+@pytest.fixture(scope="module")
+def ordinary():
+    """The report on the ordinary scene, once for all tests that only read it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(membership.SIZES, ("classification", "quick"), SIZE)
+        return report_of(scene_of())
+
+
 def report_of(scene, effort="quick"):
     return Membership().run(scene, effort=effort, seeds=Seeds(1), tell=lambda _: None)
 
@@ -92,7 +104,10 @@ def test_the_attack_works_without_protection_and_stays_below_the_bound_with_it(s
     assert report.protected.bound == hidden["auc_bound"].value
     assert hidden["tpr_at_1e-2"].low < hidden["tpr_at_1e-2_bound"].value < 0.5
     assert all(torch.equal(before[key], value) for key, value in scene.model.state_dict().items())
-    assert len(told) == 2 * -(-SIZE.models // 4)
+    assert len(told) == 3 * -(-SIZE.models // 4)
+    assert hidden["bound_kept"].value == 1
+    assert BROKEN not in report.findings
+    assert report.protected.condition.epsilon_of_release is None
     assert len(report.unprotected.images) == 80
     assert plain["mean_memorisation"].value > 0.1 > abs(control["mean_memorisation"].value)
     assert "tpr_at_1e-3" not in plain  # 640 others cannot show one in a thousand
@@ -112,13 +127,94 @@ def test_a_build_without_the_defence_exceeds_the_bound(small, monkeypatch, missi
             return torch.full_like(factors, 100.0), clipped
 
         monkeypatch.setattr(clipping_code, "_coefficients", unclipped)
-    hidden = report_of(scene_of()).protected.figures
+    report = report_of(scene_of())
+    hidden = report.protected.figures
     assert hidden["auc"].low > hidden["auc_bound"].value
     assert hidden["tpr_at_1e-2"].low > hidden["tpr_at_1e-2_bound"].value
+    assert hidden["bound_kept"].value == 0
+    assert BROKEN in report.findings
 
 
-def test_the_same_seeds_give_the_same_figures(small):
-    first, second = (report_of(scene_of()) for _ in range(2))
+def test_the_noise_free_twin_is_the_protected_training_without_noise(small, ordinary, monkeypatch):
+    """Its figures must equal those of protected shadows whose noise is removed by hand, seeds being the same."""
+    report = ordinary
+    twin = report.curve[0]
+    assert (twin.condition.noise_multiplier, twin.condition.epsilon_of_release, twin.bound) == (0.0, None, None)
+    assert twin.condition.l2_clip_norm == 0.5
+    assert twin.figures["auc"].low > report.protected.figures["auc"].value
+    assert report.unprotected.figures["clipped_auc"] == twin.figures["auc"]
+    assert report.unprotected.figures["clipped_tpr_at_1e-2"] == twin.figures["tpr_at_1e-2"]
+    monkeypatch.setattr(NoiseMechanism, "release", lambda self, total, random: total)
+    by_hand = report_of(scene_of()).curve[0].figures
+    assert by_hand["auc"].value == pytest.approx(twin.figures["auc"].value, abs=2e-3)
+
+
+def test_a_protected_training_that_hides_members_without_noise_shows_nothing(small, monkeypatch):
+    """A clip norm of next to nothing: no model learns anything, with or without noise."""
+    scene = scene_of()
+    protection = replace(scene.protection, clipping=FlatClipping(l2_clip_norm=1e-12), noise_multiplier=1.0)
+    report = report_of(replace(scene, protection=protection))
+    assert report.unprotected.figures["auc"].low > 0.8
+    assert not report.succeeded_unprotected
+    assert any("shows nothing about the noise" in each for each in report.findings)
+
+
+@pytest.mark.parametrize(("plain", "clipped", "worked"), [(0.7, 0.7, True), (0.7, 0.45, False), (0.45, 0.7, False)])
+def test_both_twins_must_have_worked(plain, clipped, worked):
+    def reached(low):
+        return Outcome(Condition("x"), {"auc": Figure(low + 0.05, low, low + 0.1, 0.95)})
+
+    tried = Tried(reached(plain), reached(clipped), None, reached(0.45), (), "auc")
+    assert tried.succeeded is worked
+
+
+def weak_twin(target):
+    noise = calibrate_noise(epsilon=target, delta=DELTA, sampling_rate=RATE, steps=STEPS)
+    return Twin(Protection(FlatClipping(l2_clip_norm=1.0), noise, RATE, STEPS, DELTA, target), STEPS, noise)
+
+
+@pytest.mark.parametrize(("patients", "models", "kept"), [(100, 400, True), (10_000, 4, False)])
+def test_a_bound_is_broken_by_patients_and_not_by_how_often_they_are_asked(patients, models, kept):
+    """As many pairs, 40,000, of an AUC 0.05 above the bound: asking few patients often is no proof."""
+    twin, random = weak_twin(1.0), np.random.default_rng(0)
+    shift = np.sqrt(2) * norm.ppf(bounds(twin)["auc"] + 0.05)
+    members = random.random((models, patients)) < 0.5
+    assert keeps_bound(random.normal(0, 1, members.shape) + shift * members, members, twin) is kept
+    assert keeps_bound(random.normal(0, 1, members.shape), members, twin)
+
+
+def test_hits_alone_break_a_bound():
+    """Half of the patients named for certain, the others' members below everybody: an AUC of 1/2, and half hit."""
+    random = np.random.default_rng(0)
+    members = random.random((16, 400)) < 0.5
+    named = np.where(np.arange(400) < 200, 1, -1)
+    scores = random.random(members.shape) + named * members
+    assert np.mean(scores[members][:, None] > scores[~members][:500]) == pytest.approx(0.5, abs=0.05)
+    assert not keeps_bound(scores, members, weak_twin(0.5))
+
+
+def test_findings_name_the_best_variant_the_runs_own_bound_and_what_intervals_leave_out(small):
+    scene = scene_of()
+    longer = replace(scene, protection=replace(scene.protection, steps=10 * STEPS, epsilon=5.0))
+    report = report_of(longer)
+    figures, text = report.protected.figures, " ".join(report.findings)
+    own = Twin(longer.protection, 10 * STEPS, longer.protection.noise_multiplier)
+    assert figures["run_auc_bound"].value == bounds(own)["auc"] > figures["auc_bound"].value
+    assert report.protected.bound == figures["auc_bound"].value
+    for bound in (figures["tpr_at_1e-2_bound"], figures["run_tpr_at_1e-2_bound"]):
+        assert f"{100 * bound.value:.1f} %" in text
+    best = max(
+        figure.value
+        for name, figure in figures.items()
+        if name.endswith("tpr_at_1e-2") and not name.startswith("clipped")
+    )
+    assert f"protected {100 * best:.1f} %" in text
+    assert "not the 16 models attacked" in text
+    assert "not asked" in report.threat_model.sees
+
+
+def test_the_same_seeds_give_the_same_figures(small, ordinary):
+    first, second = ordinary, report_of(scene_of())
     assert first.unprotected.figures == second.unprotected.figures
     assert first.protected.figures == second.protected.figures
 
@@ -128,11 +224,11 @@ def test_masks_are_attacked_by_pixels_and_by_dice(small):
     assert {"auc", "dice_auc", "offline_auc", "loss_threshold_auc"} <= set(report.unprotected.figures)
 
 
-def test_a_hypothetical_protection_is_said_to_be_one(small):
+def test_a_hypothetical_protection_is_said_to_be_one(small, ordinary):
     scene = scene_of()
     assumed = replace(scene, protection=None, reference=scene.protection)
     assert "hypothetical" in report_of(assumed).protected.condition.name
-    assert "hypothetical" not in report_of(scene).protected.condition.name
+    assert "hypothetical" not in ordinary.protected.condition.name
     assert report_of(replace(scene, protection=None)).protected is None
 
 
@@ -156,8 +252,6 @@ def test_epsilon_of_the_shadows_is_that_of_the_steps_they_take(small):
 
 def test_bounds_of_one_full_release_are_those_of_two_normals():
     """At sampling rate 1 and one step: the test of N(0, 1) against N(1/sigma, 1), AUC Phi(1 / (sigma sqrt 2))."""
-    from scipy.stats import norm
-
     protection = Protection(FlatClipping(l2_clip_norm=1.0), 0.8, 1.0, 1, DELTA, 5.0)
     found = bounds(Twin(protection, 1, 0.8))
     assert norm.cdf(1 / (0.8 * np.sqrt(2))) <= found["auc"] <= norm.cdf(1 / (0.8 * np.sqrt(2))) + 0.01

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from medveil.attacks import property as inference
 from medveil.attacks.property import PropertyInference
-from medveil.attacks.property_engine import BATCH, Side, batches, clipped, matched_filter, tell_apart
+from medveil.attacks.property_engine import BATCH, Side, batches, clipped, matched_filter, one_image_each, tell_apart
 from medveil.attacks.scene import Protection, Scene
 from medveil.dp.clipping import FlatClipping
 from medveil.errors import AttackError
@@ -123,6 +123,19 @@ def test_the_report_promises_nothing(monkeypatch):
     assert report.curve[0].condition.epsilon_of_release == pytest.approx(1e4, rel=0.01)
     bare = PropertyInference().run(replace(scene, protection=None), effort="quick", seeds=Seeds(0), tell=lambda _: None)
     assert bare.protected is None
+
+
+def test_every_patient_gives_one_image():
+    subject = np.array([5, 5, 9, 2, 9, 9, 2])
+    rows = one_image_each(subject)
+    assert sorted(subject[rows].tolist()) == [2, 5, 9]
+    assert rows.tolist() == one_image_each(subject).tolist()
+
+
+def test_images_of_few_patients_are_refused():
+    """Enough images, but of 20 patients: a batch of 32 would hold one of them twice."""
+    with pytest.raises(AttackError, match="training patients"):
+        PropertyInference().check(replace(scene_of(), subject=np.arange(100) % 20))
 
 
 def test_too_few_of_a_kind_are_refused():

@@ -1,6 +1,9 @@
 """A run becomes a served model; an image file becomes its input or is refused; logits become an answer."""
 
 import json
+import socket
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from medveil.errors import ConfigError, ImageError, ProtocolError, UnsupportedLayer
+from medveil.encrypted.compiler.main import compile as compile_network
+from medveil.encrypted.dealer import Dealer, fetch_as_hospital, fetch_as_vendor, write_owner
+from medveil.encrypted.stores.manifest import Manifest
+from medveil.encrypted.vendor import Vendor
+from medveil.encrypted.wire.link import Link
+from medveil.errors import ConfigError, ImageError, MedveilError, ProtocolError, UnsupportedLayer
+from medveil.study import diagnosis, diagnosis_parties, diagnosis_parts
 from medveil.study.diagnosis import decode, encode, read_description, read_image, serve_run
 from medveil.study.diagnosis_answer import answer, check_told, leakage, shown
 from medveil.study.plan import load_plan
@@ -88,6 +97,9 @@ def test_what_the_hospital_computes_in_the_clear_and_what_is_evaluated_make_the_
     assert np.abs(values).max() <= served.compiled.program.input.bound * 2.0**served.compiled.program.input.scale
     if front is not None:
         assert torch.equal(front(images), served.compiled.front(images))
+    if back is not None:
+        coarse = torch.rand(1, 3, 4, 4)
+        assert torch.equal(back(coarse), served.compiled.back(coarse))
     zeros = np.zeros((1, *served.compiled.program.output.shape))
     assert decode(zeros, back).shape == served.module(images).shape
 
@@ -168,9 +180,152 @@ def test_a_description_of_another_form_is_refused(run_of):
         content | {"task": "generation"},
         content | {"secret": 1},
         content | {"model": {"kind": "x"}},
+        content | {"threshold": -0.1},
+        content | {"threshold": 1.1},
+        content | {"name": "served\x1b[2J"},
+        content | {"name": ""},
+        content | {"class_names": ["no", "y\nes"]},
+        content | {"class_names": ["no", "y" * 201]},
+        content | {"class_names": ["no"]},
+        content | {"class_names": ["no"] * 5000},
+        content | {"input_shape": [1, 16]},
+        content | {"input_shape": [1, 16, 16, 16, 16]},
+        content | {"input_shape": [1, 16, 2**40]},
+        content | {"input_shape": [1, 16, 0]},
     ):
         with pytest.raises(ProtocolError):
             read_description(wrong)
+
+
+def test_a_hospital_builds_no_network_that_a_vendor_describes(run_of, monkeypatch):
+    """Fixed features alone, of a size that is looked at before they are made; nothing is compiled."""
+    contents = {
+        name: json.loads(serve_run(run_of(name)).description.model_dump_json()) for name in ("cnn", "scattering")
+    }
+
+    def never(*_arguments, **_options):
+        raise AssertionError("built")
+
+    for name in ("build", "compile_network"):
+        monkeypatch.setattr(diagnosis, name, never)
+    assert read_description(contents["scattering"]).parts()[0] is not None
+    assert read_description(contents["cnn"]).parts() == (None, None)
+    for name in ("ScatteringFront", "FilterbankFront"):
+        monkeypatch.setattr(diagnosis_parts, name, never)
+    fixed = contents["scattering"]
+    for wrong in (
+        contents["cnn"] | {"clear": True},
+        contents["cnn"]
+        | {"clear": True, "model": {"kind": "monai", "name": "UNet", "arguments": {"channels": [9**9]}}},
+        fixed | {"input_shape": [1, 2**14, 2**14]},
+        fixed | {"input_shape": [2**14, 64, 64]},
+        fixed | {"input_shape": [3, 2048, 2048], "model": {"kind": "scattering", "scales": 6, "angles": 16}},
+        fixed | {"input_shape": [1, 2**14, 16], "model": {"kind": "filterbank"}},
+        fixed | {"input_shape": [256, 512, 512], "model": {"kind": "filterbank"}},
+    ):
+        with pytest.raises(ProtocolError):
+            read_description(wrong)
+
+
+def test_a_run_with_names_that_no_hospital_accepts_is_not_served(run_of, monkeypatch):
+    read = diagnosis.read_json
+
+    def renamed(path):
+        content = read(path)
+        return content | {"name": "two\nlines"}
+
+    monkeypatch.setattr(diagnosis, "read_json", renamed)
+    with pytest.raises(ConfigError, match="name is not valid"):
+        serve_run(run_of("cnn"))
+
+
+@pytest.mark.parametrize("owner", ["", "south", "northern", None])
+def test_a_store_that_was_not_dealt_for_the_named_hospital_is_refused(run_of, tmp_path, owner):
+    """One without a name would serve every hospital."""
+
+    def run(hospital):
+        diagnosis_parties.run_vendor(
+            None, run_of("cnn"), tmp_path / "store", dealer=("", 0), at=("", 0), count=1, times=1, say=None,
+            hospital=hospital,
+        )  # fmt: skip
+
+    (tmp_path / "store").mkdir()
+    if owner is not None:
+        write_owner(tmp_path / "store", owner)
+    with pytest.raises(ConfigError, match="this hospital alone"):
+        run("north")
+    if owner == "south":  # beyond this check the store is found to be none
+        with pytest.raises(MedveilError) as found:
+            run("south")
+        assert "this hospital alone" not in str(found.value)
+
+
+class Visits:
+    """A listener whose parties come one after the other."""
+
+    def __init__(self):
+        self.stopped = []
+
+    @contextmanager
+    def accept(self):
+        yield self
+
+    def stop(self, reason):
+        self.stopped.append(reason)
+
+
+def test_whatever_one_party_does_the_next_one_is_served():
+    faults = [OverflowError("of patient 7"), KeyError("x"), ProtocolError("Too much"), RecursionError(), MemoryError()]
+    visits, said, served = Visits(), [], []
+
+    def act(_link):
+        if len(said) < len(faults):
+            raise faults[len(said)]
+        served.append(True)
+
+    diagnosis_parties._serve(visits, act, 2, said.append)
+    told = ["OverflowError", "KeyError", "Too much", "RecursionError", "MemoryError"]
+    assert [each["refused"].rstrip(".") for each in said] == told
+    assert visits.stopped == ["Too much"]
+    assert len(served) == 2
+
+
+def test_a_session_ends_the_same_way_whatever_becomes_of_the_image(run_of, scan, tmp_path, monkeypatch):
+    """An image beyond a limit is an evaluation as any other; one that does not fit is none; neither breaks off."""
+    monkeypatch.setenv("MEDVEIL_HOME", str(tmp_path / "home"))
+    served, dealer, seen = serve_run(run_of("cnn")), Dealer(tmp_path / "dealer"), []
+    program = served.description
+    made = compile_network(
+        served.module, program.input_shape, program.input_range, names=program.class_names, activation_limit=2.0**-7
+    )
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "small.png")
+    in_background(
+        dealer.serve_vendor, lambda link: fetch_as_vendor(link, made.program, tmp_path / "v", images=1, count=1)
+    )
+    run = Manifest.read(tmp_path / "v").run
+    in_background(dealer.serve_hospital, lambda link: fetch_as_hospital(link, run, tmp_path / "h"))
+    vendor = Vendor(made.program, made.weights, tmp_path / "v", description=program.model_dump(mode="json"))
+    for image, match, done in ((tmp_path / "small.png", "another shape", 0), (scan, "drives the network", 1)):
+
+        def ask(link, image=image, match=match):
+            monkeypatch.setattr(diagnosis_parties, "connect", lambda *_where, **_how: link)
+            with pytest.raises(ImageError, match=match):
+                diagnosis_parties.diagnose(None, tmp_path / "h", image, vendor=("", 0))
+
+        seen.append((in_background(vendor.serve, ask), done))
+    assert [count for count, _ in seen] == [done for _, done in seen]
+
+
+def in_background(serve, act):
+    """What one side returns while the other acts."""
+    ends, found = [Link(end, timeout_s=10) for end in socket.socketpair()], []
+    thread = threading.Thread(target=lambda: found.append(serve(ends[0])), daemon=True)
+    thread.start()
+    act(ends[1])
+    thread.join(10)
+    ends[0].close()
+    ends[1].close()
+    return found[0]
 
 
 def test_answers(run_of):

@@ -6,11 +6,10 @@ import torch
 from torch.nn import functional
 
 from medveil.attacks import inversion_trial
-from medveil.attacks.inversion import choose_victims, recipe_distance
-from medveil.attacks.inversion_engine import Recipe
-from medveil.attacks.inversion_trial import Bench, Variant
-from medveil.attacks.measures import rate
-from medveil.attacks.noise_levels import rank1_bound
+from medveil.attacks.inversion_plan import tries
+from medveil.attacks.inversion_trial import Bench, Tries, Variant
+from medveil.attacks.inversion_victims import choose_victims
+from medveil.attacks.noise_levels import breaks, rank1_bound
 from medveil.attacks.release import protected_sum
 from medveil.attacks.scene import Scene
 from medveil.models.cnn import CnnConfig
@@ -90,10 +89,10 @@ def hippocampus():
     )
 
 
-def _bench(scene, victims, steps, smoothness=(1e-3,)):
-    distance = recipe_distance(scene)
-    size = {"global": 0.1, "layer": 0.05}[distance]
-    return Bench(scene, victims, Recipe(distance, steps, size), smoothness, SEEDS)
+def _bench(scene, victims, steps):
+    """What the quick effort tries, with steps of our own; half of them under noise."""
+    plain, noisy = tries(scene, "quick", steps)
+    return Bench(scene, victims, Tries(plain.recipes, (1e-3,)), noisy, SEEDS)
 
 
 def _tell(name, trial):
@@ -102,7 +101,7 @@ def _tell(name, trial):
 
 def test_flat_head_convnet_gives_images_away(chest):
     scene, victims = chest
-    bench = _bench(scene(CnnConfig(head="flat")), victims[:10], 700)
+    bench = _bench(scene(CnnConfig(head="flat")), victims[:10], 450)
     trial = bench.run(Variant("single update"), 10)
     _tell("flat-head ConvNet", trial)
     assert len(bench.distractors) >= 2000
@@ -112,37 +111,53 @@ def test_flat_head_convnet_gives_images_away(chest):
 
 def test_silu_resnet_gives_images_away(chest):
     scene, victims = chest
-    trial = _bench(scene(Resnet9Config(activation="silu")), victims[:4], 150).run(Variant("single update"), 4)
+    trial = _bench(scene(Resnet9Config(activation="silu")), victims[:4], 100).run(Variant("single update"), 4)
     _tell("SiLU ResNet-9", trial)
     assert (trial.rank == 1).sum() >= 3
 
 
-@pytest.mark.parametrize("joint", [False, True], ids=["known mask", "image and mask"])
-def test_silu_unet_gives_slices_away(hippocampus, joint):
-    bench = _bench(hippocampus, choose_victims(hippocampus, 5, SEEDS), 120)
-    trial, control = bench.run(Variant("single update", joint=joint), 5), bench.judge_control(5)
-    _tell(f"SiLU U-Net, joint {joint}", trial)
+def test_silu_unet_gives_slices_away(hippocampus):
+    bench = _bench(hippocampus, choose_victims(hippocampus, 5, SEEDS), 100)
+    trial, control = bench.run(Variant("single update", joint=True), 5), bench.judge_control(5)
+    _tell("SiLU U-Net, image and mask unknown", trial)
     _tell("mean image", control)
     assert np.median(trial.psnr) >= np.median(control.psnr) + 3
 
 
-def _protected(chest, count):
-    scene, victims = chest
-    bound = bind_plan(load_plan("pneumonia-28-private"))
+def test_silu_unet_gives_more_away_than_a_known_mask_says(hippocampus):
+    bench = _bench(hippocampus, choose_victims(hippocampus, 5, SEEDS), 100)
+    trial, control, informed = bench.run(Variant("known mask"), 5), bench.judge_control(5), bench.judge_mask(5)
+    for name, each in (("SiLU U-Net, known mask", trial), ("mean image", control), ("mask alone", informed)):
+        _tell(name, each)
+    assert np.median(trial.psnr) >= np.median(control.psnr) + 3
+    assert np.median(trial.psnr) >= np.median(informed.psnr) + 3
+
+
+def _protected(scene, victims, steps, plan):
+    """The attack under a plan's noise and clip norm, the control, the bound, and whether it was kept."""
+    bound, count = bind_plan(load_plan(plan)), len(victims)
     noise = bound.noise_multiplier
-    bench = _bench(scene(CnnConfig(head="flat")), victims[:count], 250)
-    name = "epsilon 8"
-    trial = bench.run(Variant(name, clipping=bound.mechanism.clipping, noise_multiplier=noise), count)
-    control = bench.judge_control(count)
-    _tell(name, trial)
+    bench = _bench(scene, victims, steps)
+    joint = scene.task == "segmentation"
+    variant = Variant("epsilon 8", clipping=bound.mechanism.clipping, noise_multiplier=noise, joint=joint)
+    trial, control = bench.run(variant, count), bench.judge_control(count)
+    most = rank1_bound(noise, bench.prior(bench.noisy.count), bound.relation)
+    _tell(f"epsilon 8, bound {most:.4f}", trial)
     _tell("mean image", control)
-    most = rank1_bound(noise, 1 / (len(bench.distractors) + 1), bound.relation)
-    return trial, control, rate(int((trial.rank == 1).sum()), count), most
+    return trial, control, not breaks(int((trial.rank == 1).sum()), count, most)
 
 
-def test_epsilon_8_leaves_nothing_but_the_control(chest):
-    trial, control, rank1, most = _protected(chest, 6)
-    assert rank1.low <= most
+@pytest.mark.parametrize("network", ["flat-head ConvNet", "SiLU ResNet-9", "SiLU U-Net"])
+def test_epsilon_8_leaves_nothing_but_the_control(chest, hippocampus, network):
+    scene, victims = chest
+    if network == "SiLU U-Net":
+        found = _protected(hippocampus, choose_victims(hippocampus, 4, SEEDS), 60, "hippocampus-2d-private")
+    elif network == "SiLU ResNet-9":
+        found = _protected(scene(Resnet9Config(activation="silu")), victims[:3], 40, "pneumonia-28-private")
+    else:
+        found = _protected(scene(CnnConfig(head="flat")), victims[:6], 240, "pneumonia-28-private")
+    trial, control, kept = found
+    assert kept
     assert (trial.rank == 1).sum() == 0
     assert np.median(trial.psnr) <= np.median(control.psnr) + 1
 
@@ -152,5 +167,6 @@ def test_a_build_without_noise_exceeds_the_bound(chest, monkeypatch):
         return protected_sum(gradients, clipping, 1e-6, seeds)
 
     monkeypatch.setattr(inversion_trial, "protected_sum", silent)
-    _, _, rank1, most = _protected(chest, 4)
-    assert rank1.low > most
+    scene, victims = chest
+    _, _, kept = _protected(scene(CnnConfig(head="flat")), victims[:5], 240, "pneumonia-28-private")
+    assert not kept
