@@ -145,31 +145,35 @@ def main():
     others = scene.images[count:]
     print(f"{'':44s} median PSNR  rank 1  processor s/image   PSNR of every image")
     for start in ("random", "mean"):
-        tried = [ours(scene, victims, asked.steps, each, start) for each in asked.variation]
+        tried = (ours(scene, victims, asked.steps, each, start) for each in asked.variation)
         tell(f"medveil, {asked.steps} steps, {start} start", asked.variation, tried, true, others)
     if importlib.util.find_spec("breaching") is None:
         print("breaching is not installed here: nothing is compared")
         return
     if importlib.util.find_spec("torchvision") is None:
         stand_in()
-    tried = []
-    for variation in asked.variation:
-        found, seconds = [], []
-        for victim in victims:
-            torch.manual_seed(int(victim))
-            image, taken = theirs(
-                scene, scene.images[victim][None], scene.targets[victim][None], asked.steps, variation
-            )
-            found.append(image)
-            seconds.append(taken)
-        tried.append((torch.cat(found), float(np.mean(seconds))))
+    tried = (all_of_theirs(scene, victims, asked.steps, each) for each in asked.variation)
     tell(f"breaching, {asked.steps} steps, random start", asked.variation, tried, true, others)
+
+
+def all_of_theirs(scene, victims, steps, variation):
+    """The images that breaching finds with one weight of the total variation, and its processor seconds an image."""
+    found, seconds = [], []
+    for victim in victims:
+        torch.manual_seed(int(victim))
+        image, taken = theirs(scene, scene.images[victim][None], scene.targets[victim][None], steps, variation)
+        found.append(image)
+        seconds.append(taken)
+    return torch.cat(found), float(np.mean(seconds))
 
 
 def tell(name, variations, tried, true, others):
     """A row a weight, and one of the best weight of every image."""
+    found = []
     for variation, (images, seconds) in zip(variations, tried, strict=True):
         show(f"{name}, TV {variation:g}", psnr_db(images, true), rank(images, true, others), seconds)
+        found.append((images, seconds))
+    tried = found
     best = np.stack([psnr_db(images, true) for images, _ in tried]).argmax(0)
     kept = torch.stack([tried[choice][0][image] for image, choice in enumerate(best)])
     seconds = sum(each for _, each in tried)

@@ -241,7 +241,7 @@ def _of_clipping(tried: Tried) -> str:
     said = f"With {tried.clipped.condition.name}: {_percent(figures[key])}, AUC {_plain(figures['auc'])}."
     if not tried.clipped_works:
         return (
-            f"{said} The attack does not work there either: what hides members is clipping and short training, and the "
+            f"{said} The attack does not work there: clipping and short training alone hide members from it, and the "
             "protected row shows nothing about the noise."
         )
     return f"{said} Only the fall from there to the protected row is the noise's."

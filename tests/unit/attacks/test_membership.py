@@ -219,7 +219,8 @@ def test_the_same_seeds_give_the_same_figures(small, ordinary):
     assert first.protected.figures == second.protected.figures
 
 
-def test_masks_are_attacked_by_pixels_and_by_dice(small):
+def test_masks_are_attacked_by_pixels_and_by_dice(monkeypatch):
+    monkeypatch.setitem(membership.SIZES, ("segmentation", "quick"), replace(SIZE, epochs=3, steps=3))
     report = report_of(scene_of(images_each=3, task="segmentation"))
     assert {"auc", "dice_auc", "offline_auc", "loss_threshold_auc"} <= set(report.unprotected.figures)
 

@@ -50,7 +50,11 @@ def test_members_are_recognised_without_protection_and_hidden_with_it():
     report = Membership().run(pneumonia(), effort="quick", seeds=Seeds(0), tell=lambda _: None)
     plain, hidden, control = (each.figures for each in (report.unprotected, report.protected, report.control))
     assert plain["auc"].low > 0.5
+    assert plain["clipped_offline_auc"].low > 0.5  # so too with the same steps and clipping, noise left out
+    assert report.curve[0].figures["auc"] == plain["clipped_auc"]
     assert control["auc"].low < 0.5 < control["auc"].high
     assert hidden["auc"].value < plain["auc"].value
+    assert hidden["offline_auc"].value < plain["clipped_offline_auc"].value
+    assert hidden["bound_kept"].value == 1
     assert hidden["auc"].low <= hidden["auc_bound"].value
     assert hidden["tpr_at_1e-2"].low <= hidden["tpr_at_1e-2_bound"].value
