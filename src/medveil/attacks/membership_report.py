@@ -218,7 +218,7 @@ def findings_of(setting: Setting, tried: Tried, twin: Twin | None) -> tuple[str,
         ),
     ]
     if not tried.plain_works:
-        found.append("The attack did not work without protection, so its failure with protection shows nothing.")
+        found.append("The attack did not work on ordinary training, so its failure with protection shows nothing.")
     if tried.clipped is not None:
         found.append(_of_clipping(tried))
     if tried.protected is not None and twin is not None:
@@ -244,6 +244,8 @@ def _of_clipping(tried: Tried) -> str:
             f"{said} The attack does not work there: clipping and short training alone hide members from it, and the "
             "protected row shows nothing about the noise."
         )
+    if not tried.plain_works:
+        return f"{said} The attack works there, though not on the plan's ordinary training."
     return f"{said} Only the fall from there to the protected row is the noise's."
 
 
