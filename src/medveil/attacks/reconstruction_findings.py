@@ -37,8 +37,8 @@ def findings(
     low, high = 100 * (named.low or 0.0), 100 * (1.0 if named.high is None else named.high)
     guessed = (
         f"Given {size} candidates, it named the right one in {100 * named.value:.1f} % of trials ({low:.1f} to "
-        f"{high:.1f}). On this release no attack has a chance above {100 * (protected.bound or 1.0):.1f} %; a guess has "
-        f"{100 / size:.1f} %."
+        f"{high:.1f}). On this release no attack has a chance above {100 * (protected.bound or 1.0):.1f} %; a guess "
+        f"has {100 / size:.1f} %."
     )
     back = (
         f"With less noise it revives: half of the images are re-identified from a release of epsilon {least:.3g}."
