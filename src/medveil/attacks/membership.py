@@ -18,7 +18,7 @@ from medveil.rng import Seeds
 SIZES: Final[dict[tuple[str, Effort], Size]] = {
     ("classification", "quick"): Size(72, 2, 16, 40, 100),
     ("classification", "default"): Size(112, 2, 64, 50, 200, curve=(1e2,), curve_models=12),
-    ("segmentation", "quick"): Size(64, 1, 16, 12, 12),
+    ("segmentation", "quick"): Size(64, 1, 16, 5, 5),
     ("segmentation", "default"): Size(96, 1, 16, 25, 40),
 }
 FEWEST_PATIENTS: Final = 64

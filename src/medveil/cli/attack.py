@@ -10,7 +10,7 @@ from medveil.cli.output import number, print_json
 
 @click.command("attack")
 @click.argument("target", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--quick", is_flag=True, help="Fewer images, shadow models and noise levels: under two minutes.")
+@click.option("--quick", is_flag=True, help="Fewer images, shadow models and noise levels: a minute or a few.")
 @click.option("--only", multiple=True, metavar="NAME", help="One attack; may be given again. Default: all of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 @click.option("--report/--no-report", default=True, help="Also make the run's HTML report again.")
