@@ -110,6 +110,22 @@ def test_too_few_patients_are_refused_before_long_work(tmp_path):
         red_team(small, effort="quick", only=["membership"])
 
 
+def test_a_build_without_noise_exits_with_7(tmp_path, monkeypatch):
+    class Off:
+        def __init__(self, **_settings):
+            pass
+
+        def release(self, total, _random):
+            return total
+
+    plan = written(tmp_path)
+    assert attack(plan, "--quick", "--only", "reconstruction", "-q").exit_code == 0
+    monkeypatch.setattr("medveil.attacks.release.NoiseMechanism", Off)
+    answer = attack(plan, "--quick", "--only", "reconstruction", "-q")
+    assert answer.exit_code == 7
+    assert "BETTER THAN THEORY" in answer.output
+
+
 def test_an_unknown_attack_is_refused(run):
     with pytest.raises(ConfigError, match="no such attack"):
         red_team(run, only=["telepathy"])

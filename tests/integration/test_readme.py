@@ -67,6 +67,25 @@ def test_make_demo_installs_trains_and_says_where_the_report_is(demo, fresh_copy
     assert not re.search(r"(?:src|href)=\"https?://[^\"]+\.(?:js|css|png|svg)", page)
 
 
+@pytest.mark.usefixtures("demo")
+def test_the_demo_ends_with_a_red_team_and_an_audit_of_its_own_run(fresh_copy):
+    import json
+
+    (run,) = (fresh_copy / "runs").glob("demo-*")
+    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
+    found = json.loads((run / "red_team" / "results.json").read_text(encoding="utf-8"))
+    audit = json.loads((run / "red_team" / "audit.json").read_text(encoding="utf-8"))
+    assert found["run"]["plan_hash"] == audit["plan_hash"] == record["plan_hash"]
+    assert audit["verdict"] == "consistent"
+    assert audit["claimed_epsilon"] == record["privacy"]["epsilon"]
+    tried = {attack["name"]: attack for attack in found["attacks"]}
+    assert set(tried) == {"inversion", "imprint", "reconstruction", "membership", "property"}
+    assert tried["reconstruction"]["succeeded_unprotected"]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for part in ("Attack by defence", "Epsilon, measured with canaries", tried["reconstruction"]["findings"][0]):
+        assert part.replace("'", "&#39;") in page
+
+
 @pytest.mark.real_data
 def test_the_demo_on_real_data_reaches_its_figures(demo, fresh_copy):
     import json

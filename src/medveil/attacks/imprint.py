@@ -29,8 +29,7 @@ from medveil.attacks.imprint_ground import EXACT_DB, Extent, Ground, prepare
 from medveil.attacks.measures import nearest
 from medveil.attacks.noise_levels import BROKEN, breaks, level_condition, shown_condition
 from medveil.attacks.reconstruction_images import picture
-from medveil.attacks.scene import Protection, Scene
-from medveil.errors import AttackError
+from medveil.attacks.scene import Protection, Scene, check_enough
 from medveil.rng import Seeds
 
 _LITTLE_HIDDEN: Final = "Summing over sites hides little from it."
@@ -82,14 +81,7 @@ class Imprint:
         Raises:
             AttackError: fewer than 16 patients or public images.
         """
-        for count, what in ((len(np.unique(scene.subject)), "patients"), (len(scene.public), "public images")):
-            if count < _FEWEST:
-                raise AttackError(
-                    f"Too few {what} to place the bins and to tell images apart",
-                    got=count,
-                    expected=f"at least {_FEWEST}",
-                    remedy="attack a run with more data, or leave this attack out",
-                )
+        check_enough(scene, _FEWEST, "to place the bins and to tell images apart")
 
     def run(self, scene: Scene, *, effort: Effort, seeds: Seeds, tell: Tell) -> Report:
         """See :class:`medveil.attacks.attack.Attack`."""

@@ -160,7 +160,7 @@ def _batched(update: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> Simulate
         if not fits:
             try:
                 found: tuple[Tensor, ...] = together(inputs, targets)
-            except _REFUSALS:
+            except _REFUSALS:  # slower, with the same result: an error of another cause comes again one by one
                 fits.append(False)
             else:
                 fits.append(True)

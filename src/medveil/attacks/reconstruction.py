@@ -19,7 +19,7 @@ from medveil.attacks.noise_levels import breaks, level_condition, shown_conditio
 from medveil.attacks.reconstruction_engine import GaussianPrior
 from medveil.attacks.reconstruction_findings import findings
 from medveil.attacks.reconstruction_images import one_a_subject, picture, pixel_span
-from medveil.attacks.scene import Protection, Scene
+from medveil.attacks.scene import Protection, Scene, check_enough
 from medveil.dp.clipping import clip_and_sum
 from medveil.errors import AttackError
 from medveil.rng import Seeds
@@ -99,14 +99,7 @@ class Reconstruction:
                 expected="a protection, the run's own or a hypothetical one",
                 remedy="name a hypothetical protection for the comparison",
             )
-        for count, what in ((len(np.unique(scene.subject)), "patients"), (len(scene.public), "public images")):
-            if count < _FEWEST:
-                raise AttackError(
-                    f"Too few {what} for a rate of identification",
-                    got=count,
-                    expected=f"at least {_FEWEST}",
-                    remedy="attack a run with more data, or leave this attack out",
-                )
+        check_enough(scene, _FEWEST, "for a rate of identification")
 
     def run(self, scene: Scene, *, effort: Effort, seeds: Seeds, tell: Tell) -> Report:
         """See :class:`medveil.attacks.attack.Attack`. Every trial draws its patient, noise and candidates anew."""

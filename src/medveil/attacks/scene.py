@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from medveil.data.subject import Task
 from medveil.dp.clipping import Clipping
+from medveil.errors import AttackError
 from medveil.training.arrays import InputScale
 from medveil.training.settings import Training
 from medveil.training.vectors import trainable
@@ -106,3 +107,24 @@ class Scene:
     def scaled(self, images: Tensor) -> Tensor:
         """The network's input; differentiable."""
         return (images - self.scale.shift) / self.scale.scale
+
+
+def check_enough(scene: Scene, fewest: int, purpose: str) -> None:
+    """Refuse a scene with too few patients or public images.
+
+    Args:
+        scene: to be attacked.
+        fewest: of either.
+        purpose: what they are for, to follow "Too few patients".
+
+    Raises:
+        AttackError: fewer than ``fewest``.
+    """
+    for count, what in ((len(np.unique(scene.subject)), "patients"), (len(scene.public), "public images")):
+        if count < fewest:
+            raise AttackError(
+                f"Too few {what} {purpose}",
+                got=count,
+                expected=f"at least {fewest}",
+                remedy="attack a run with more data, or leave this attack out",
+            )

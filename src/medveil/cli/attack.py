@@ -18,6 +18,7 @@ from medveil.cli.output import number, print_json
 def command(target: Path, quick: bool, only: tuple[str, ...], as_json: bool, report: bool, quiet: bool) -> None:
     """Attack the model and updates of RUN (a finished run's folder, or a plan), with and without protection.
 
+    Exit code 7 when an attack did better than theory allows: then clip or noise is not what the plan says.
     Results are kept in the run folder and shown in its report. An attack that fails is no proof of protection; one
     that succeeds is a proof of the lack of it.
 
@@ -41,6 +42,16 @@ def command(target: Path, quick: bool, only: tuple[str, ...], as_json: bool, rep
     print_json(content) if as_json else _print(content)
     if path is not None and not as_json:
         click.echo(f"Report: {path}")
+    if any(_broken(attack) for attack in content["attacks"]):
+        from medveil.errors import GuaranteeError
+
+        click.get_current_context().exit(GuaranteeError.exit_code)
+
+
+def _broken(attack: dict[str, Any]) -> bool:
+    """Whether an attack did better than theory allows: the clip or the noise is not what the plan says."""
+    outcomes = [attack.get("protected"), *attack.get("curve", ())]
+    return any(one["figures"].get("bound_kept", {}).get("value") == 0 for one in outcomes if one is not None)
 
 
 def _print(content: dict[str, Any]) -> None:

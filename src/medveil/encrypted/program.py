@@ -168,13 +168,14 @@ class Reshape(Operation):
 
 @dataclass(frozen=True)
 class Decide(Operation):
-    """Bits [value >= threshold], of a narrow value or of its distance from a second input, its largest over the
-    classes; nobody but the hospital learns them. Shape (thresholds, *the value's). A value at most one unit away from
-    a threshold may be misread.
+    """Bits [value >= threshold], which nobody but the hospital learns.
+
+    The value is a narrow one, or its distance from a second input, its largest over the classes. Shape (thresholds,
+    *the value's). A value at most one unit away from a threshold may be misread.
 
     Args:
         thresholds: in units of the narrow value; below zero where there are two inputs.
-    """  # noqa: D205 - one sentence
+    """
 
     thresholds: Shape
 
