@@ -102,7 +102,11 @@ def red_team(
         pictures |= _named(report)
     results = {
         "schema_version": SCHEMA_VERSION,
-        "run": {"name": plan.name, "plan_hash": plan.digest(), "kind": content.get("data", {}).get("kind")},
+        "run": {
+            "name": plan.name,
+            "plan_hash": content.get("plan_hash", plan.digest()),
+            "kind": content.get("data", {}).get("kind"),
+        },
         "effort": effort,
         "protection": _protection_json(scene.protection),
         "reference": _protection_json(scene.reference),
