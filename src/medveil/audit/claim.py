@@ -110,7 +110,8 @@ def _of_run(path: Path) -> Claim:
         ) from None
     audited, _ = planned_step(plan, input_shape=shape, num_classes=classes)
     accounting = _accounting(said, epsilon, max(steps, promise.steps), promise)
-    return Claim("run", plan.name, str(record.get("plan_hash", plan.digest())), epsilon, promise.delta, max(steps, 1), audited, accounting)
+    digest = str(record.get("plan_hash", plan.digest()))
+    return Claim("run", plan.name, digest, epsilon, promise.delta, max(steps, 1), audited, accounting)
 
 
 def _promised(plan: Plan) -> PrivacyPlan:
