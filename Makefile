@@ -9,15 +9,24 @@ PLAN ?= plans/pneumonia-28-private.toml
 else
 PLAN ?= plans/phantom-private.toml
 endif
+HOSPITALS ?= plans/pneumonia-28-hospitals.toml
 
 RUN ?= runs/demo-$(notdir $(basename $(PLAN)))
 
-.PHONY: demo test check install clean
+FEDERATION ?= runs/federation
+# Faults for the federation: make federation KILL="--kill site-2@step:30"
+KILL ?=
+
+.PHONY: demo federation test check install clean
 
 demo: $(VENV)/installed
 	$(BIN)/medveil train $(PLAN) --out $(RUN) --no-report
 	$(BIN)/medveil audit $(RUN) --quick --quiet
 	$(BIN)/medveil attack $(RUN) --quick --quiet
+
+# Three hospitals on this machine: real processes, certificates, mutual TLS, data folders of their own.
+federation: $(VENV)/installed-nvflare
+	$(BIN)/medveil connect trial $(HOSPITALS) --out $(FEDERATION) $(KILL)
 
 # Two processes, a file at a time; each keeps to one thread, or they would fight over the cores.
 test: check
@@ -36,6 +45,10 @@ $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt "torch==2.13.0"
 	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-nvflare: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e ".[nvflare]"
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

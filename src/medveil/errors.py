@@ -30,7 +30,10 @@ The tree, with the exit code of the command line in brackets::
     └── PrivacyError [7]
         ├── GuaranteeError         a privacy claim that would be hollow
         ├── BudgetError            a release would spend more than the site allows
-        └── LedgerError            a privacy ledger is damaged, was changed, or cannot be used
+        ├── LedgerError            a privacy ledger is damaged, was changed, or cannot be used
+        ├── PolicyError            a plan that the site's policy refuses
+        ├── ApprovalError          a plan that the site has not approved
+        └── AuditLogError          an audit log is damaged, was changed, or cannot be used
 
 Messages never hold patient data: no names, ids, dates, or file names that may carry them.
 """
@@ -201,10 +204,18 @@ class TooFewSitesError(FederationError):
     """Fewer sites are left than the plan allows."""
 
 
+class EngineError(FederationError):
+    """The engine that carries messages between hospitals cannot be set up, reached or used."""
+
+
 class RunError(MedveilError):
     """A run cannot be started, resumed or read."""
 
     exit_code = 6
+
+
+class InterruptedRunError(RunError):
+    """A run was ended from outside before it was finished; it can go on."""
 
 
 class ResumeError(RunError):
@@ -239,3 +250,15 @@ class BudgetError(PrivacyError):
 
 class LedgerError(PrivacyError):
     """A privacy ledger is damaged, was changed by hand, or cannot be used."""
+
+
+class PolicyError(PrivacyError):
+    """A plan that the site's policy refuses."""
+
+
+class ApprovalError(PrivacyError):
+    """A plan that the site has not approved, or approvals that cannot be used."""
+
+
+class AuditLogError(PrivacyError):
+    """An audit log is damaged, was changed by hand, or cannot be used."""

@@ -9,6 +9,7 @@ from medveil.attacks.inversion_plan import (
     EPSILONS,
     KNOWN_MASK,
     LEAST_DISTRACTORS,
+    NO_CURVE,
     curve_images,
     left_out,
     plan_work,
@@ -95,11 +96,14 @@ class Inversion:
         for trial, informed in zip(known, alone, strict=True):
             controls[KNOWN_MASK] = [bench.judge_control(len(trial.psnr)), informed]
         shown, protected, outcome = scene.shown, None, None
+        succeeded = worked(plain, [control], scene.task)
+        skipped = work.beyond and not succeeded
         curve: list[Outcome] = []
         if shown is not None:
-            tell("under protection, and over a curve of noise")
+            tell("under protection" + ("" if skipped else ", and over a curve of noise"))
             protected, outcome = _noised(bench, shown, None, work.images, shown_name(scene), seeds)
-            for epsilon in EPSILONS[effort]:
+            levels = () if skipped else EPSILONS[effort]
+            for epsilon in levels:
                 name = f"epsilon {epsilon:g} of one release"
                 noise = noise_for(epsilon, shown.delta)
                 curve.append(_noised(bench, shown, noise, curve_images(scene, effort), name, seeds)[1])
@@ -125,11 +129,12 @@ class Inversion:
             protected=outcome,
             curve=tuple(curve),
             control=nothing_seen,
-            succeeded_unprotected=worked(plain, [control], scene.task),
+            succeeded_unprotected=succeeded,
             resisted=resisted_of(scene, [plain, *trials], controls),
             findings=(
                 *findings_of(scene, plain, trials, controls, protected, noisy),
                 *left_out(scene, effort, work),
+                *([NO_CURVE] if skipped else []),
             ),
             seconds=time.monotonic() - began,
             pictures=pictures_of(scene, bench, plain, trials, protected),

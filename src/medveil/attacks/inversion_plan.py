@@ -13,6 +13,7 @@ from medveil.attacks.scene import Scene
 EPSILONS: dict[Effort, tuple[float, ...]] = {"quick": (1e2, 1e4, 1e6), "default": (1, 1e2, 1e3, 1e4, 1e5, 1e6)}
 LEAST_DISTRACTORS = 20
 KNOWN_MASK = "known mask"
+NO_CURVE = "Other noise was not tried: the attack did not work without any, and the network is large for this effort."
 _FLOPS: dict[Effort, float] = {"quick": 5e11, "default": 6e12}
 """Work that a run may take: about 20 seconds and 5 minutes on two cores of a small server."""
 _OVERHEAD_FLOPS = 1e7  # what a step costs however small the network
@@ -43,12 +44,14 @@ class Work:
         plain: what is tried on each without noise.
         noisy: what is tried on each under noise.
         variants: what else is attacked, and how many images of each.
+        beyond: the network is so large that even the least takes longer than the effort says.
     """
 
     images: int
     plain: Tries
     noisy: Tries
     variants: tuple[tuple[Variant, int], ...]
+    beyond: bool = False
 
 
 def recipe_distance(scene: Scene) -> Distance:
@@ -103,7 +106,7 @@ def plan_work(scene: Scene, effort: Effort) -> Work:
     # So that the unprotected twin has a chance, large networks take longer than the effort says.
     short = planned(_LEAST_IMAGES, max(_LEAST_STEPS[distance], steps_of(_LEAST_IMAGES, 1, 0)), 1, 0)
     recipes = tuple(replace(each, steps=max(1, each.steps // 2)) for each in short.noisy.recipes)
-    return replace(short, noisy=Tries(recipes, _ONE_SMOOTHNESS, short.noisy.classes))
+    return replace(short, noisy=Tries(recipes, _ONE_SMOOTHNESS, short.noisy.classes), beyond=True)
 
 
 def variants(scene: Scene, effort: Effort) -> list[tuple[Variant, int]]:

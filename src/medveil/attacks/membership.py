@@ -10,7 +10,7 @@ import torch
 from medveil.attacks.attack import Condition, Effort, Figure, Outcome, Report, Tell, ThreatModel
 from medveil.attacks.membership_game import PAIRS_BEYOND, ROC_RATES, Game, Size, relabelled
 from medveil.attacks.membership_report import RATES, Tried, findings_of, resisted_by
-from medveil.attacks.membership_shadows import choose_pool, draw_members
+from medveil.attacks.membership_shadows import choose_pool
 from medveil.attacks.scene import Scene
 from medveil.errors import AttackError
 from medveil.rng import Seeds
@@ -18,8 +18,8 @@ from medveil.rng import Seeds
 SIZES: Final[dict[tuple[str, Effort], Size]] = {
     ("classification", "quick"): Size(72, 2, 16, 40, 100),
     ("classification", "default"): Size(112, 2, 64, 50, 200, curve=(1e2,), curve_models=12),
-    ("segmentation", "quick"): Size(64, 1, 16, 5, 5),
-    ("segmentation", "default"): Size(96, 1, 16, 25, 40),
+    ("segmentation", "quick"): Size(64, 1, 9, 25, 30, share=1 / 8),
+    ("segmentation", "default"): Size(96, 1, 16, 40, 60, share=1 / 8),
 }
 FEWEST_PATIENTS: Final = 64
 _UNFIT: Final = "Protected shadows: the network has layers that mix patients, so it cannot be trained privately."
@@ -29,10 +29,10 @@ _UNFIT: Final = "Protected shadows: the network has layers that mix patients, so
 class Membership:
     """Membership inference against twins of the finished model.
 
-    Shadow models are the run's network and training, from the run's initial weights, on random halves of a pool of
-    training patients; each is the target once. The finished model itself is never asked. The pool is far smaller than
-    the run and each image comes up more often: that favours the attacker, as the run's own patients hide in a larger
-    crowd.
+    Shadow models are the run's network and training, from the run's initial weights, on random parts of a pool of
+    training patients (halves; for masks an eighth); each is the target once. The finished model itself is never asked.
+    The pool is far smaller than the run and each image comes up more often: that favours the attacker, as the run's own
+    patients hide in a larger crowd.
 
     A protected shadow takes at most as many steps as the run. It has two twins: one with the plan's ordinary training,
     and one with the same steps and clipping from which only the noise is left out. Both must be attacked with success,
@@ -66,9 +66,11 @@ class Membership:
 
     def _check_patients(self, scene: Scene, size: Size) -> None:
         found = len(np.unique(scene.subject))
-        pairs = min(found, size.patients) * size.models / 2
+        pairs = replace(size, patients=min(found, size.patients)).others
         if found < FEWEST_PATIENTS or pairs * self.false_positive_rate < PAIRS_BEYOND:
-            needed = max(FEWEST_PATIENTS, int(np.ceil(2 * PAIRS_BEYOND / self.false_positive_rate / size.models)))
+            needed = max(
+                FEWEST_PATIENTS, int(np.ceil(PAIRS_BEYOND / self.false_positive_rate / (1 - size.share) / size.models))
+            )
             raise AttackError(
                 "Too few patients to measure membership inference at this false-positive rate",
                 got=f"{found} training patients, of whom at most {size.patients} are used; "
@@ -86,7 +88,7 @@ class Membership:
         game = Game(scene, size, choose_pool(scene, size.patients, size.images, seeds.child("pool")), seeds, tell)
         plain = game.plain()
         unprotected = game.outcome(Condition(name=game.plain_name), plain, "unprotected")
-        null = draw_members(size.models, game.pool.patients, seeds.child("null"))
+        null = game.draw(size.models, seeds.child("null"))
         control = game.outcome(
             Condition(name="control: the same answers, scored against coins"), relabelled(plain, null), "control"
         )
@@ -107,8 +109,8 @@ class Membership:
             title="Membership inference (LiRA)",
             threat_model=ThreatModel(
                 adversary="anyone with a model",
-                sees="what a twin of the run's model, trained on half of a small pool of its patients, answers about a "
-                "patient's image; the finished model is not asked",
+                sees="what a twin of the run's model, trained on a part of a small pool of its patients, answers about "
+                "a patient's image; the finished model is not asked",
                 knows="the image and its label, the plan, the initial weights, and the answers of "
                 f"{size.models - 1} other such twins, with who was in each",
             ),

@@ -1,6 +1,6 @@
 """The membership game: a pool of patients, shadow models under several conditions, and all variants of the attack."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from medveil.attacks.attack import Condition, Figure, Outcome, Tell
 from medveil.attacks.membership_report import RATES, Setting, bounds, keeps_bound, rate_name, training_epsilon
-from medveil.attacks.membership_scores import Scores, area, hit_rate, likelihood_ratios, memorisation, roc
+from medveil.attacks.membership_scores import Members, Scores, area, hit_rate, likelihood_ratios, memorisation, roc
 from medveil.attacks.membership_shadows import (
     NOISELESS,
     Answers,
@@ -47,6 +47,7 @@ class Size:
         steps: of a protected shadow, at most.
         curve: releases' epsilons of the points of the curve.
         curve_models: shadow models of a point.
+        share: chance of a patient to be in a model. Fewer patients a model are remembered in less time.
     """
 
     patients: int
@@ -56,6 +57,12 @@ class Size:
     steps: int
     curve: tuple[float, ...] = ()
     curve_models: int = 0
+    share: float = 1 / 2
+
+    @property
+    def others(self) -> float:
+        """Pairs of a model and a patient who is not in it, to be expected of this many patients."""
+        return self.models * self.patients * (1 - self.share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,23 +86,31 @@ class Game:
     @property
     def headline(self) -> str:
         """The figure that counts: members found at 1 % false alarms where so many pairs tell it, else the AUC."""
-        others = self.size.models * self.pool.patients / 2
+        others = replace(self.size, patients=self.pool.patients).others
         return rate_name(RATES[0]) if others * RATES[0] >= _PAIRS_FOR_HEADLINE else "auc"
 
     @property
     def setting(self) -> Setting:
         """What is trained, in numbers."""
         run = len(np.unique(self.scene.subject))
-        return Setting(self.size.models, self.size.epochs, self.pool.patients, run)
+        return Setting(self.size.models, self.size.epochs, self._members, run)
 
     @property
     def plain_name(self) -> str:
         """Of the unprotected condition."""
-        return f"unprotected: {self.size.epochs} epochs on halves of {self.pool.patients} patients"
+        return f"unprotected: {self.size.epochs} epochs on about {self._members} of {self.pool.patients} patients"
+
+    @property
+    def _members(self) -> int:
+        return round(self.size.share * self.pool.patients)
+
+    def draw(self, models: int, seeds: Seeds) -> Members:
+        """Who is in so many models."""
+        return draw_members(models, self.pool.patients, seeds, share=self.size.share)
 
     def plain(self) -> Answers:
         """Answers of shadows that were trained without protection."""
-        members = draw_members(self.size.models, self.pool.patients, self.seeds.child("members"))
+        members = self.draw(self.size.models, self.seeds.child("members"))
         return ask_plain(
             self.scene,
             self.pool,
@@ -114,9 +129,16 @@ class Game:
 
     def protected(self, twin: Twin, models: int, name: str) -> Answers:
         """Answers of so many shadows that were trained as ``twin`` says."""
-        members = draw_members(models, self.pool.patients, self.seeds.child("members"))
-        seeds = self.seeds.child("protected", name)
-        return ask_protected(self.scene, self.pool, members, twin, seeds=seeds, done=self._done(name, models))
+        members = self.draw(models, self.seeds.child("members"))
+        return ask_protected(
+            self.scene,
+            self.pool,
+            members,
+            twin,
+            units=self.size.share * self.pool.patients,
+            seeds=self.seeds.child("protected", name),
+            done=self._done(name, models),
+        )
 
     def clipped(self, twin: Twin) -> Outcome:
         """The protected training with its noise left out: what short training and clipping hide on their own."""
@@ -190,7 +212,7 @@ class Game:
         return tuple(each for each in RATES if others * each >= PAIRS_BEYOND)
 
     def _rows(self, answers: Answers, remembered: Scores) -> tuple[dict[str, Any], ...]:
-        scores = likelihood_ratios(answers.signal, answers.members)
+        scores = _variants(answers)[""]
         rows = []
         for patient in range(self.pool.patients):
             own, members = scores[:, patient], answers.members[:, patient]
@@ -213,16 +235,24 @@ class Game:
 
 
 def _variants(answers: Answers) -> dict[str, Scores]:
-    """Scores by what their figures' names begin with; the headline attack has no prefix."""
+    """Scores by what their figures' names begin with; the headline attack has no prefix.
+
+    For masks the headline is the offline variant on Dice: background, of which most pixels are, says little of a
+    patient, and most shadows are without it.
+    """
     members = answers.members
-    found = {
-        "": likelihood_ratios(answers.signal, members),
+    online = likelihood_ratios(answers.signal, members)
+    beside = {
         "offline_": likelihood_ratios(answers.signal, members, "offline"),
         "loss_threshold_": -answers.loss,
     }
-    if answers.overlap is not None:
-        found["dice_"] = likelihood_ratios(answers.overlap, members)
-    return found
+    if answers.overlap is None:
+        return {"": online} | beside
+    on_dice = {
+        "": likelihood_ratios(answers.overlap, members, "offline"),
+        "dice_": likelihood_ratios(answers.overlap, members),
+    }
+    return on_dice | {"online_": online} | beside
 
 
 def _fits(scene: Scene) -> bool:

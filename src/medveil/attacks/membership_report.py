@@ -26,7 +26,12 @@ _VARIANTS: Final = {
     "": "online LiRA",
     "offline_": "offline LiRA",
     "loss_threshold_": "a threshold on the loss",
-    "dice_": "LiRA on Dice",
+}
+_VARIANTS_OF_MASKS: Final = _VARIANTS | {
+    "": "offline LiRA on Dice",
+    "dice_": "online LiRA on Dice",
+    "online_": "online LiRA on pixels",
+    "offline_": "offline LiRA on pixels",
 }
 
 
@@ -37,13 +42,13 @@ class Setting:
     Args:
         models: shadow models.
         epochs: of an unprotected one.
-        patients: of the pool.
+        members: about so many patients a model.
         run_patients: of the run.
     """
 
     models: int
     epochs: int
-    patients: int
+    members: int
     run_patients: int
 
 
@@ -181,7 +186,7 @@ def resisted_by(unprotected: Outcome) -> tuple[str, ...]:
     return tuple(
         f"{title} finds {_percent(unprotected.figures[prefix + key])} of the members at 1 % false alarms: guessing "
         "lies within its interval."
-        for prefix, title in _VARIANTS.items()
+        for prefix, title in _titles(unprotected).items()
         if prefix and prefix + key in unprotected.figures and (unprotected.figures[prefix + key].low or 0.0) <= RATES[0]
     )
 
@@ -213,7 +218,7 @@ def findings_of(setting: Setting, tried: Tried, twin: Twin | None) -> tuple[str,
         ),
         (
             f"The models attacked are twins of the run's: trained {setting.epochs} epochs on about "
-            f"{setting.patients // 2} patients instead of {setting.run_patients}, which makes them remember more. The "
+            f"{setting.members} patients instead of {setting.run_patients}, which makes them remember more. The "
             "finished model itself was not asked."
         ),
     ]
@@ -271,9 +276,15 @@ def _of_hindsight(tried: Tried) -> str:
     rows = {"unprotected": tried.unprotected, "noise left out": tried.clipped, "protected": tried.protected}
     for title, outcome in (rows | {"against coins": tried.control}).items():
         if outcome is not None:
-            best = max((each for each in _VARIANTS if each + key in outcome.figures), key=_by(outcome, key))
-            parts.append(f"{title} {_percent(outcome.figures[best + key])} by {_VARIANTS[best]}")
+            titles = _titles(outcome)
+            best = max((each for each in titles if each + key in outcome.figures), key=_by(outcome, key))
+            parts.append(f"{title} {_percent(outcome.figures[best + key])} by {titles[best]}")
     return f"The best variant in hindsight at 1 % false alarms: {'; '.join(parts)}."
+
+
+def _titles(outcome: Outcome) -> dict[str, str]:
+    """Of the variants, by what their figures' names begin with: for masks the headline is another."""
+    return _VARIANTS_OF_MASKS if "online_auc" in outcome.figures else _VARIANTS
 
 
 def _by(outcome: Outcome, key: str) -> Callable[[str], float]:

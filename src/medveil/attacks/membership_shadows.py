@@ -1,4 +1,4 @@
-"""Shadow models: trained as the plan trains, each on a random half of a pool of patients."""
+"""Shadow models: trained as the plan trains, each on a random part of a pool of patients."""
 
 import copy
 import math
@@ -39,7 +39,7 @@ _WORKERS = 2
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Patients of whom each shadow model gets a random half.
+    """Patients of whom each shadow model gets a random part.
 
     Args:
         images: shape (N, channels, *spatial), unscaled.
@@ -100,7 +100,7 @@ class Answers:
     """What models say about patients.
 
     Args:
-        members: shape (models, patients): who was in a model's half.
+        members: shape (models, patients): who was in a model's part.
         signal: shape (models, patients): logit of the truth, by patient the mean over images and their pixels.
         overlap: for segmentation, logit of the foreground's soft Dice; None for classification.
         confidence: probability of the truth.
@@ -132,13 +132,13 @@ def choose_pool(scene: Scene, patients: int, images_each: int, seeds: Seeds) -> 
     return Pool(scene.images[picked], scene.targets[picked], np.concatenate(owner), row)
 
 
-def draw_members(models: int, patients: int, seeds: Seeds) -> Members:
-    """Every patient in every model by a fair coin of its own, shape (models, patients).
+def draw_members(models: int, patients: int, seeds: Seeds, *, share: float = 1 / 2) -> Members:
+    """Every patient in every model with chance ``share`` by a coin of its own, shape (models, patients).
 
-    Independent coins, rather than halves of exactly equal size: so a patient's part in the other models says nothing
+    Independent coins, rather than parts of exactly equal size: so a patient's part in the other models says nothing
     about the target, and given the others a target with and one without the patient are neighbours by addition.
     """
-    return seeds.numpy().random((models, patients)) < 1 / 2
+    return seeds.numpy().random((models, patients)) < share
 
 
 def ask_plain(
@@ -154,16 +154,24 @@ def ask_plain(
 
 
 def ask_protected(
-    scene: Scene, pool: Pool, members: Members, twin: Twin, *, seeds: Seeds, done: Callable[[int], None]
+    scene: Scene,
+    pool: Pool,
+    members: Members,
+    twin: Twin,
+    *,
+    units: float,
+    seeds: Seeds,
+    done: Callable[[int], None],
 ) -> Answers:
     """The same with the protection's clip and noise, by the private step that runs take.
 
-    The noise is seeded, as an experiment's must be that repeats. The sum is divided by the sampling rate times half
-    the pool, and steps are as long as the run's. The pool is smaller than the run, so each step's noise weighs more in
-    the weights, but not against one patient's part of the sum. Shorter steps would only train less.
+    The noise is seeded, as an experiment's must be that repeats. The sum is divided by the sampling rate times
+    ``units``, the patients to be expected in a model, and steps are as long as the run's. The pool is smaller than the
+    run, so each step's noise weighs more in the weights, but not against one patient's part of the sum. Shorter steps
+    would only train less.
     """
-    settings, half = scene.training, pool.patients / 2
-    step = private_step(scene.model, twin, half, views=max(scene.training.view_pool, 1))
+    settings = scene.training
+    step = private_step(scene.model, twin, units, views=max(scene.training.view_pool, 1))
 
     def train(model: nn.Module, number: int) -> None:
         own = seeds.child(number)

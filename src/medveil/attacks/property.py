@@ -14,6 +14,7 @@ from medveil.attacks.property_engine import (
     FEW,
     MANY,
     Side,
+    clipped_side,
     one_image_each,
     parameter_sizes,
     properties,
@@ -37,19 +38,22 @@ class Size:
 
     Args:
         images: of either side, at most; training patients give one each.
-        pairs: of batches.
+        pairs: of batches, at most.
         curve: epsilons of the release.
+        noise: numbers of noise, in all; networks of many parameters get fewer pairs, and wider intervals.
     """
 
     images: int
     pairs: int
     curve: tuple[float, ...]
+    noise: float
 
 
 SIZES: Final[dict[Effort, Size]] = {
-    "quick": Size(96, 24, (1e6, 10.0)),
-    "default": Size(400, 100, (1e6, 1e3, 1e2, 10.0, 1.0)),
+    "quick": Size(96, 24, (1e6,), 1.5e8),
+    "default": Size(400, 100, (1e6, 1e3, 1e2, 10.0, 1.0), 1.5e9),
 }
+_FEWEST_PAIRS: Final = 12
 
 
 class PropertyInference:
@@ -89,21 +93,26 @@ class PropertyInference:
         size, sizes = SIZES[effort], parameter_sizes(scene)
         tell("gradients of single images")
         room = max(2 * MANY, min(size.images, _VALUES // sum(sizes)))
-        public = _side(scene, "public", room, seeds)
-        private = _side(scene, "training", room, seeds)
+        plain = {whose: _side(scene, whose, room, seeds) for whose in ("public", "training")}
+        protection = scene.shown
+        added = plain
+        if protection is not None:
+            clip = protection.clipping
+            added = {whose: clipped_side(each, clip, sizes) for whose, each in plain.items()}
+        pairs = pairs_of(size, sum(sizes))
 
         def outcome(condition: Condition, protection: Protection | None, shares: tuple[int, int]) -> Outcome:
             tell(f"{condition.name}")
             figures = dict[str, Figure]()
+            sides = plain if protection is None else added
             for name in PROPERTIES:
                 figures[f"{name}_auc"], _ = tell_apart(
-                    public,
-                    private,
+                    sides["public"],
+                    sides["training"],
                     name,
                     clipping=None if protection is None else protection.clipping,
                     noise_multiplier=condition.noise_multiplier or 0.0,
-                    sizes=sizes,
-                    pairs=size.pairs,
+                    pairs=pairs,
                     seeds=seeds.child(condition.name, name),
                     shares=shares,
                 )
@@ -111,7 +120,6 @@ class PropertyInference:
 
         unprotected = outcome(Condition("unprotected"), None, (FEW, MANY))
         control = outcome(Condition("control: both kinds of batches alike"), None, _EVEN)
-        protection = scene.shown
         protected, curve = None, tuple[Outcome, ...]()
         if protection is not None:
             protected = outcome(shown_condition(scene, protection), protection, (FEW, MANY))
@@ -132,6 +140,16 @@ class PropertyInference:
             findings=_findings(scene, unprotected, protected),
             seconds=time.monotonic() - began,
         )
+
+
+def pairs_of(size: Size, parameters: int) -> int:
+    """Pairs of batches for a network: as many as the noise on all of their updates allows, but at least 12.
+
+    >>> pairs_of(SIZES["quick"], 60_000), pairs_of(SIZES["quick"], 676_579), pairs_of(SIZES["quick"], 10**8)
+    (24, 24, 12)
+    """
+    releases = 2 * len(PROPERTIES) * (1 + len(size.curve))
+    return max(_FEWEST_PAIRS, min(size.pairs, int(size.noise / (releases * parameters))))
 
 
 _THREAT: Final = ThreatModel(

@@ -1,7 +1,7 @@
 """What one update says about a batch as a whole: gradients of images, batches of two kinds, the matched filter."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ BATCH = 32
 FEW, MANY = 8, 24
 """Images with the property in a batch of either kind."""
 _RIDGE = 1e-2
+_COLUMNS = 2**16
+_TOGETHER = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +99,17 @@ def batches(has: NDArray[np.bool_], shares: Sequence[int], seeds: Seeds) -> NDAr
 
 def clipped(gradients: Tensor, clipping: Clipping, sizes: Sequence[int]) -> Tensor:
     """Rows as a step that clips adds them; shape of ``gradients``."""
-    rows = []
-    for row in gradients:
+    rows = torch.empty_like(gradients)
+    for place, row in enumerate(gradients):
         total = torch.zeros(len(row), dtype=torch.float64)
         clip_and_sum(clipping, [part[None] for part in torch.split(row, list(sizes))], total)
-        rows.append(total.float())
-    return torch.stack(rows)
+        rows[place] = total
+    return rows
+
+
+def clipped_side(known: Side, clipping: Clipping, sizes: Sequence[int]) -> Side:
+    """One party's images as a step that clips adds them."""
+    return Side(clipped(known.gradients, clipping, sizes), known.has)
 
 
 def matched_filter(gradients: Tensor, has: NDArray[np.bool_], noise: float) -> Tensor:
@@ -123,15 +130,26 @@ def matched_filter(gradients: Tensor, has: NDArray[np.bool_], noise: float) -> T
     mask = torch.from_numpy(has)
     with_it, without = gradients[mask], gradients[~mask]
     difference = with_it.mean(0) - without.mean(0)
-    spread = torch.cat([with_it - with_it.mean(0), without - without.mean(0)]).double()
+    spread = torch.cat([with_it - with_it.mean(0), without - without.mean(0)])
     spread /= (len(spread) * BATCH) ** 0.5
-    ridge = float(spread.square().sum()) / min(spread.shape) * _RIDGE
-    diagonal = noise**2 + max(ridge, 1e-30)
-    inner = diagonal * torch.eye(len(spread), dtype=torch.float64) + spread @ spread.T
-    along = torch.linalg.solve(inner, spread @ difference.double())
-    weights = difference.double() - spread.T @ along
+    inner = torch.zeros(len(spread), len(spread), dtype=torch.float64)
+    shared = torch.zeros(len(spread), dtype=torch.float64)
+    # Some columns at a time: all of them in float64 would take twice the gradients' memory.
+    for part, aim in _columns(spread, difference):
+        inner += part @ part.T
+        shared += part @ aim
+    ridge = float(inner.trace()) / min(spread.shape) * _RIDGE
+    inner += (noise**2 + max(ridge, 1e-30)) * torch.eye(len(spread), dtype=torch.float64)
+    along = torch.linalg.solve(inner, shared)
+    weights = torch.cat([aim - part.T @ along for part, aim in _columns(spread, difference)])
     direction: Tensor = weights / weights.norm().clamp(min=1e-30)
     return direction
+
+
+def _columns(rows: Tensor, vector: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some columns of a matrix and the same places of a vector, in float64."""
+    for part, own in zip(torch.split(rows, _COLUMNS, 1), torch.split(vector, _COLUMNS), strict=True):
+        yield part.double(), own.double()
 
 
 def parameter_sizes(scene: Scene) -> list[int]:
@@ -146,7 +164,6 @@ def tell_apart(
     *,
     clipping: Clipping | None,
     noise_multiplier: float,
-    sizes: Sequence[int],
     pairs: int,
     seeds: Seeds,
     shares: tuple[int, int] = (FEW, MANY),
@@ -154,12 +171,11 @@ def tell_apart(
     """AUC of the matched filter over pairs of batches, one of either kind, each seen as one update.
 
     Args:
-        public: what the filter is made from.
-        private: whose batches are attacked.
+        public: what the filter is made from, as the step adds it: with clipping that of :func:`clipped_side`.
+        private: whose batches are attacked; likewise.
         name: of the property.
-        clipping: of an image's gradient; None for a plain mean.
+        clipping: that was done to both; None for a plain mean, without noise.
         noise_multiplier: noise over clip norm.
-        sizes: of parameters.
         pairs: of batches.
         seeds: of batches and noise.
         shares: images with the property in either kind.
@@ -167,20 +183,25 @@ def tell_apart(
     Returns:
         The AUC, its interval over pairs of batches from the same pool, and the scores, shape (2, pairs).
     """
-    known = public.gradients if clipping is None else clipped(public.gradients, clipping, sizes)
     std = 0.0 if clipping is None else noise_multiplier * clipping.l2_clip_norm / BATCH
-    weights = matched_filter(known, public.has[name], std)
+    weights = matched_filter(public.gradients, public.has[name], std)
     scores = np.empty((2, pairs))
     for kind, share in enumerate(shares):
         drawn = batches(private.has[name], [share] * pairs, seeds.child("batches", kind))
-        for number, rows in enumerate(drawn):
-            picked = private.gradients[torch.from_numpy(rows)]
-            if clipping is None:
-                update = picked.double().mean(0)
-            else:
-                units = [torch.split(row, list(sizes)) for row in picked]
-                noisy = release.protected_sum(units, clipping, noise_multiplier, seeds.child("noise", kind, number))
-                update = torch.from_numpy(noisy) / BATCH
-            scores[kind, number] = float(weights @ update)
+        if clipping is None:
+            scores[kind] = (private.gradients @ weights.float()).double().numpy()[drawn].mean(1)
+            continue
+        for number, total in enumerate(_totals(private.gradients, drawn)):
+            seen = release.noisy_sum(total, clipping, noise_multiplier, seeds.child("noise", kind, number))
+            scores[kind, number] = float(weights @ torch.from_numpy(seen)) / BATCH
     kinds = np.array([[False] * pairs, [True] * pairs])
     return area(scores, kinds, seeds.child("bootstrap")), scores
+
+
+def _totals(rows: Tensor, drawn: NDArray[np.int64]) -> Iterator[Tensor]:
+    """The sum of every batch's rows, shape (parameters,), float64; a few batches at a time, as one product."""
+    for start in range(0, len(drawn), _TOGETHER):
+        some = drawn[start : start + _TOGETHER]
+        counts = np.zeros((len(some), len(rows)), dtype=np.float32)
+        np.put_along_axis(counts, some, 1.0, axis=1)
+        yield from (torch.from_numpy(counts) @ rows).double()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,6 +10,8 @@ _COMPONENTS = 400
 _SPREAD = 1.5
 _COARSE, _FINE = 49, 25
 _LEAST_STD = 1e-12
+_LEAST_VARIANCE = 1e-12
+"""Along a principal component, as a share of the largest; below, squares in float64 tell nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +133,22 @@ class _View:
 
 
 def _principal(rows: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, orthonormal rows along which images vary most, and their variances.
+
+    From the eigenvectors of the smaller of the two squares: a fraction of the time of a singular value decomposition.
+    """
     mean = rows.mean(0)
-    _, singular, basis = torch.linalg.svd(rows - mean, full_matrices=False)
-    kept = min(components, int((singular > singular[0] * 1e-7).sum()))
-    return mean, basis[:kept], singular[:kept].square() / max(len(rows) - 1, 1)
+    centred = rows - mean
+    wide = len(centred) < centred.shape[1]
+    squares = centred @ centred.T if wide else centred.T @ centred
+    last, kept = len(squares) - 1, min(components, len(squares))
+    from scipy.linalg import eigh
+
+    found = eigh(squares.numpy(), subset_by_index=(last + 1 - kept, last), driver="evr", check_finite=False)
+    values, vectors = (torch.from_numpy(np.ascontiguousarray(each[..., ::-1])) for each in found)
+    clear = values > max(float(values[0]), 0.0) * _LEAST_VARIANCE
+    basis = vectors[:, clear]
+    if wide:
+        # Through the images the eigenvectors lose their right angles a little.
+        basis = torch.linalg.qr(centred.T @ basis).Q
+    return mean, basis.T.contiguous(), (centred @ basis).square().sum(0) / max(len(rows) - 1, 1)

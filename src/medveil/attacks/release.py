@@ -27,11 +27,24 @@ def protected_sum(
         Shape (parameters,), float64.
     """
     rows = [torch.stack([unit[place].detach() for unit in gradients]) for place in range(len(gradients[0]))]
-    dimension = sum(row[0].numel() for row in rows)
-    total = torch.zeros(dimension, dtype=torch.float64)
+    total = torch.zeros(sum(row[0].numel() for row in rows), dtype=torch.float64)
     clip_and_sum(clipping, rows, total)
-    noise = NoiseMechanism(l2_clip_norm=clipping.l2_clip_norm, noise_multiplier=noise_multiplier, dimension=dimension)
-    return noise.release(total.numpy(), SecureRandom.seeded(seeds))
+    return noisy_sum(total, clipping, noise_multiplier, seeds)
+
+
+def noisy_sum(total: Tensor, clipping: Clipping, noise_multiplier: float, seeds: Seeds) -> NDArray[np.float64]:
+    """The noise on a sum of units that :func:`~medveil.dp.clipping.clip_and_sum` clipped; as :func:`protected_sum`.
+
+    Args:
+        total: shape (parameters,), float64.
+        clipping: that was done.
+        noise_multiplier: noise over clip norm.
+        seeds: of the noise.
+    """
+    mechanism = NoiseMechanism(
+        l2_clip_norm=clipping.l2_clip_norm, noise_multiplier=noise_multiplier, dimension=total.numel()
+    )
+    return mechanism.release(total.numpy(), SecureRandom.seeded(seeds))
 
 
 def as_tensors(vector: NDArray[np.float64], like: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -19,6 +19,7 @@ VERBS: Final = {
     "attack": "Attack a finished run with and without its protection: what it leaks.",
     "audit": "Measure whether the private step does what the plan claims; evidence, not proof.",
     "budget": "Set privacy caps, show what is spent, verify and export the ledger.",
+    "connect": "Run plans between hospitals over a network, every site in control.",
     "infer": "Diagnose encrypted images: neither the image nor the model is shown.",
     "keys": "Make the certificates by which dealer, vendor and hospital know each other.",
     "doctor": "Check this machine and installation.",

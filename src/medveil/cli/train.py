@@ -60,7 +60,7 @@ def command(
         from medveil.report.page import write_report
 
         path = write_report(out)
-    print_json(record) if as_json else _print_record(record, out, path)
+    print_json(record) if as_json else print_record(record, out, path)
 
 
 def _print_dry_run(content: dict[str, Any]) -> None:
@@ -74,7 +74,8 @@ def _print_dry_run(content: dict[str, Any]) -> None:
     click.echo("Nothing was read and nothing was trained.")
 
 
-def _print_record(record: dict[str, Any], out: Path, report: Path | None) -> None:
+def print_record(record: dict[str, Any], out: Path, report: Path | None) -> None:
+    """The figures of a finished run, as a table."""
     if record["data"]["kind"] == "phantom":
         click.echo("Synthetic phantom images: the figures below say nothing about patients.")
     references = record["references"]

@@ -46,6 +46,9 @@ class Splits(Config):
         return self
 
 
+Part = tuple[Subject, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class SplitSet:
     """Subjects by split, with the count of duplicates that was made on the way.
@@ -95,6 +98,40 @@ def split(dataset: Dataset, config: Splits, seeds: Seeds) -> SplitSet:
     return _drop_copies(train, validation, test, config)
 
 
+def split_own(dataset: Dataset, config: Splits, seeds: Seeds, *, dealt: bool) -> tuple[Part, Part, Part]:
+    """Part one site's own subjects: training, validation, test. The last two may be empty.
+
+    Args:
+        dataset: the site's.
+        config: of the plan.
+        seeds: the same seeds give the same splits.
+        dealt: whether the subjects come with the splits of a larger data set that was dealt out, which then stay.
+
+    Raises:
+        SplitError: published splits are asked for and missing, or nothing is left to train on.
+    """
+    subjects = sorted(dataset.subjects, key=lambda subject: subject.subject_id)
+    parts: tuple[Part, Part, Part]
+    if dealt:
+        parts = _assigned(subjects)
+    elif config.kind == "published":
+        parts = _published(subjects, config, seeds)
+    else:
+        test, rest = _carve(subjects, config.test, subjects, config, seeds.child("test"))
+        validation, train = _carve(rest, config.validation, subjects, config, seeds.child("validation"))
+        parts = train, validation, test
+    check_disjoint(*parts)
+    train, validation, test, _ = _without_copies(*parts, config)
+    if not train:
+        raise SplitError(
+            "The site has nothing to train on",
+            got=f"no training subject of {len(subjects)} in all",
+            expected="at least one",
+            remedy="bring more subjects, or lower data.splits.test and data.splits.validation",
+        )
+    return train, validation, test
+
+
 def check_disjoint(*splits: Sequence[Subject]) -> None:
     """Refuse splits that share a subject.
 
@@ -115,9 +152,6 @@ def check_disjoint(*splits: Sequence[Subject]) -> None:
 def find_duplicates(splits: SplitSet) -> DuplicateReport:
     """Count pixel-identical images in the splits as they stand now (after any drop)."""
     return count_duplicates(splits.train, splits.validation, splits.test)
-
-
-Part = tuple[Subject, ...]
 
 
 def _published(subjects: list[Subject], config: Splits, seeds: Seeds) -> tuple[Part, Part, Part]:
@@ -179,7 +213,21 @@ def _stratum(subject: Subject, column: str | None) -> str:
     return subject.attributes[column]
 
 
+def _assigned(subjects: list[Subject]) -> tuple[Part, Part, Part]:
+    wrong = sum(subject.split not in _NAMES for subject in subjects)
+    if wrong:
+        raise SplitError("Subjects of a share have no split", got=f"{wrong} subjects", expected="one for every subject")
+    train, validation, test = (tuple(one for one in subjects if one.split == name) for name in _NAMES)
+    return train, validation, test
+
+
 def _drop_copies(train: Part, validation: Part, test: Part, config: Splits) -> SplitSet:
+    return SplitSet(*_without_copies(train, validation, test, config))
+
+
+def _without_copies(
+    train: Part, validation: Part, test: Part, config: Splits
+) -> tuple[Part, Part, Part, DuplicateReport]:
     report = count_duplicates(train, validation, test)
     if config.duplicates == "drop" and report.across:
         in_test = frozenset(image_digests(test))
@@ -191,7 +239,7 @@ def _drop_copies(train: Part, validation: Part, test: Part, config: Splits) -> S
             dropped_from_validation=len(image_digests(validation)) - len(image_digests(kept_validation)),
         )
         train, validation = kept_train, kept_validation
-    return SplitSet(train, validation, test, report)
+    return train, validation, test, report
 
 
 def _check_filled(train: Part, validation: Part, test: Part) -> None:

@@ -124,6 +124,16 @@ class Coordinator:
             return tuple(site for site in self._alive if site in self._secure.awaited)
         return tuple(site for site in self._alive if site not in self._answers)
 
+    def can_spare(self, site: str) -> bool:
+        """Whether the training could go on if ``site`` were gone."""
+        left = len(self._alive) - (site in self._alive)
+        return left >= self._least and (self._secure is None or self._secure.can_spare(site))
+
+    @property
+    def alive(self) -> tuple[str, ...]:
+        """Sites that have not been lost."""
+        return tuple(self._alive)
+
     def receive(self, site: str, data: bytes) -> list[Outgoing]:
         """React to a site's message.
 

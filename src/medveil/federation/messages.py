@@ -31,6 +31,10 @@ Tensors = Mapping[str, NDArray[np.generic]]
 Count = Annotated[int, Field(ge=0, le=_COUNT)]
 Positive = Annotated[int, Field(ge=1, le=_COUNT)]
 Score = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+Text = Annotated[str, Field(max_length=500)]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Purpose = Literal["cohort", "threshold", "evaluation"]
 
 
 class Message(Config):
@@ -38,6 +42,25 @@ class Message(Config):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
     kind: ClassVar[int]
+
+
+class LedgerHead(Config):
+    """What a site tells of its privacy ledger.
+
+    Attributes:
+        entries: lines in it.
+        head: hash of the last line.
+        epsilon_all_runs: everything that the site spent on these patients, at the plan's delta; None where unbounded.
+        runs: that touched them.
+        cap: the site's own limit, or None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    entries: Count
+    head: Hash
+    epsilon_all_runs: float | None = Field(ge=0)
+    runs: Count
+    cap: float | None = Field(ge=0)
 
 
 class Join(Message):
@@ -102,9 +125,76 @@ class Sealed(Message):
     kind = 6
 
 
-AnyMessage = Join | Task | Result | Scores | Stop | Sealed
-_KINDS: dict[int, type[Join | Task | Result | Scores | Stop | Sealed]] = {
-    message.kind: message for message in (Join, Task, Result, Scores, Stop, Sealed)
+class Ready(Message):
+    """Site to coordinator, before anything else: what it runs, and what its data look like; nothing of any patient.
+
+    Both ends must run one version of medveil, and all sites' images must have one shape and one list of classes.
+    """
+
+    kind = 7
+    site: Name
+    plan_hash: Hash
+    version: str = Field(max_length=50)
+    input_shape: list[Positive] = Field(min_length=1, max_length=4)
+    class_names: list[Text] = Field(min_length=1, max_length=1000)
+    data_kind: Literal["real", "phantom"]
+    data_name: Text
+    validates: bool
+
+
+class Open(Message):
+    """Coordinator to site: the run begins, or goes on. ``attempt`` grows with every time that it goes on."""
+
+    kind = 8
+    run: str = Field(pattern="^[0-9a-f]{32}$")
+    attempt: Positive
+    rounds_done: Count
+    sites: list[Name] = Field(min_length=1, max_length=10_000)
+    lost: list[Name] = Field(max_length=10_000)
+
+
+class Notice(Message):
+    """Site to coordinator: what it is doing, in words for whoever watches."""
+
+    kind = 9
+    text: Text
+
+
+class Decline(Message):
+    """Site to coordinator: it does not take part. ``final`` where trying again cannot change that."""
+
+    kind = 10
+    reason: Text
+    final: bool
+
+
+class Ask(Message):
+    """Coordinator to site: one vector of numbers that will be summed. Tensors: ``weights`` and ``buffers``, or none."""
+
+    kind = 11
+    purpose: Purpose
+
+
+class Answer(Message):
+    """Site to coordinator: the vector in the clear, as the tensor ``vector``; under secure aggregation never sent."""
+
+    kind = 12
+    purpose: Purpose
+
+
+class Settled(Message):
+    """Site to coordinator, at the end: what its privacy ledger was charged for the run, and what the ledger says."""
+
+    kind = 13
+    steps: Count | None
+    ledger: LedgerHead | None
+    protocol_seconds: float = Field(ge=0, le=1e9)
+
+
+AnyMessage = Join | Task | Result | Scores | Stop | Sealed | Ready | Open | Notice | Decline | Ask | Answer | Settled
+_KINDS: dict[int, type[AnyMessage]] = {
+    message.kind: message
+    for message in (Join, Task, Result, Scores, Stop, Sealed, Ready, Open, Notice, Decline, Ask, Answer, Settled)
 }
 _FRAME_NAME = "frame"
 
@@ -112,6 +202,17 @@ _FRAME_NAME = "frame"
 def with_frames(frames: Sequence[bytes]) -> dict[str, NDArray[np.generic]]:
     """Frames of the secure sum as tensors that travel beside a header."""
     return {f"{_FRAME_NAME}{at:06d}": np.frombuffer(frame, dtype=np.uint8) for at, frame in enumerate(frames)}
+
+
+def kind_of(data: bytes) -> int:
+    """The kind that a frame says it is of, without reading it any further.
+
+    Raises:
+        MessageError: too short to say.
+    """
+    if len(data) < _FRAME.size:
+        raise MessageError("A message is too short", got=f"{len(data)} bytes", expected=f">= {_FRAME.size}")
+    return data[len(_MAGIC)]
 
 
 def frames_of(tensors: Tensors) -> list[bytes]:

@@ -94,10 +94,14 @@ def _hyper_parameters(module: nn.Module) -> dict[str, Any]:
 
 
 def _graph(model: nn.Module) -> list[list[Any]] | None:
+    there = set(vars(model))
     try:
         graph = _LeafTracer().trace(model)
     except TRACING_ERRORS:
         return None
+    finally:  # torch.fx leaves the constants it meets behind, and numbers those of the next trace on from them
+        for name in [name for name in vars(model) if name not in there and name.startswith("_tensor_constant")]:
+            delattr(model, name)
     order = {node: index for index, node in enumerate(graph.nodes)}
     return [[node.op, _target(node), _plain(node.args, order), _plain(node.kwargs, order)] for node in graph.nodes]
 

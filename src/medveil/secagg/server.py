@@ -76,6 +76,10 @@ class ServerSession:
         """Names of the sites whose answer would make this phase end."""
         return tuple(self.parameters.name(index) for index in sorted(self._awaited))
 
+    def can_spare(self, site: str) -> bool:
+        """Whether enough sites would be there without ``site``."""
+        return len(self._there - {self.parameters.indices[site]}) >= self.parameters.min_included
+
     def receive(self, site: str, data: bytes) -> list[Outgoing]:
         """Take a message from the site of this name.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -143,9 +143,7 @@ class Workshop:
 
     def random(self, *names: str | int) -> SecureRandom:
         """A fresh secure source, or the plan's seeded one, which makes every claim void."""
-        if self.bound is None or self.bound.secure:
-            return SecureRandom()
-        return SecureRandom.seeded(Seeds(self.plan.seed).child("privacy", *names))
+        return privacy_random(self.plan, self.bound, *names)
 
     def _options(self, number: int) -> dict[str, Any]:
         return {
@@ -176,6 +174,37 @@ class Workshop:
         return score
 
 
+def privacy_random(plan: Plan, bound: PrivacyPlan | None, *names: str | int) -> SecureRandom:
+    """A fresh secure source, or the plan's seeded one by name, which makes every claim void."""
+    if bound is None or bound.secure:
+        return SecureRandom()
+    return SecureRandom.seeded(Seeds(plan.seed).child("privacy", *names))
+
+
+class Desk(Protocol):
+    """Where whoever leads a training keeps its notes; a :class:`Workshop` is one."""
+
+    @property
+    def plan(self) -> Plan:
+        """Of the run."""
+        ...
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where checkpoints go."""
+        ...
+
+    @property
+    def log(self) -> MetricsLog:
+        """Metrics of every round."""
+        ...
+
+    @property
+    def progress(self) -> Progress:
+        """Whoever watches."""
+        ...
+
+
 class Journal:
     """Checkpoint, metrics lines and progress of one arm.
 
@@ -184,7 +213,7 @@ class Journal:
         arm: its name.
     """
 
-    def __init__(self, shop: Workshop, arm: str) -> None:
+    def __init__(self, shop: Desk, arm: str) -> None:
         self._shop, self._arm = shop, arm
         self._path = shop.folder.checkpoint(arm)
         self._begun = time.perf_counter()

@@ -1,25 +1,29 @@
 """The run's own arm: training over the sites, through messages."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from medveil.accounting.events import Event
 from medveil.dp.binding import check_delta
+from medveil.dp.plan import PrivacyPlan
 from medveil.federation.coordinator import Coordinator, Row, Watch
 from medveil.federation.inprocess import InProcess
 from medveil.federation.local import LocalWork
+from medveil.federation.secure.server import SecureServer
 from medveil.federation.server import Averaging, ServerOptimiser, ServerStep
 from medveil.federation.settings import FedSgd
-from medveil.federation.site import Site, Work
+from medveil.federation.site import Sealing, Site, Spending, Work
 from medveil.federation.site_privacy import site_privacy_stages
 from medveil.federation.snapshot import Snapshot
 from medveil.federation.stages import Pipeline, build_pipeline
-from medveil.federation.transport import Traffic
+from medveil.federation.transport import Traffic, Transport
 from medveil.models.crafted import check_weights_not_crafted, has_hidden_linear, synthetic_inputs
-from medveil.study.arms import Journal, Outcome, Workshop
+from medveil.rng import SecureRandom
+from medveil.study.arms import Desk, Journal, Outcome, Workshop
 from medveil.study.parties import is_pooled
 from medveil.study.plan import Plan
 from medveil.study.prepare import Party
@@ -34,46 +38,78 @@ def train_federated(shop: Workshop) -> Outcome:
     """Train over the sites through messages; goes on from a checkpoint when there is one."""
     plan = shop.plan
     parties = (shop.prepared.pool(),) if is_pooled(plan) else shop.prepared.sites
+    names = [party.name for party in parties]
     journal = Journal(shop, "federated")
-    pipeline = _pipeline(shop)
-    if shop.bound is not None and shop.bound.unit == "site":
-        check_delta(shop.bound.delta, len(parties), nominal=False)
+    pipeline = build_stages(plan, shop.bound, shop.random("server"))
+    check_sites(shop.bound, names)
     lost = set(journal.snapshot.facts["lost"]) if journal.snapshot else set()
     done = journal.snapshot.round if journal.snapshot else 0
     first = shop.model()
     clock = ProtocolClock(journal.snapshot.facts["protocol"] if journal.snapshot else {})
     secure, sealing = build_secure(
-        plan,
-        shop.bound,
-        [party.name for party in parties],
-        sizes=(len(to_vector(trainable(first))), len(to_vector(floating_buffers(first)))),
-        outboxes=shop.folder.outboxes,
-        watch=clock.add,
+        plan, shop.bound, names, sizes=model_sizes(first), outboxes=shop.folder.outboxes, watch=clock.add
     )
-    accounts = open_accounts(shop, [party.name for party in parties if party.name not in lost], done)
+    accounts = open_accounts(shop, [name for name in names if name not in lost], done)
     at_sites = _at_sites(shop, parties, pipeline)
     sites = {
-        party.name: Site(
+        party.name: build_site(
+            shop,
             party.name,
-            plan_hash=plan.digest(),
-            work=at_sites[number][0],
-            weighting=plan.federation.weighting,
-            pipeline=at_sites[number][1],
+            *at_sites[number],
             spending=accounts.get(party.name),
             sealing=sealing.get(party.name),
         )
         for number, party in enumerate(parties)
     }
-    transport = InProcess(sites, workers=_workers(shop), traffic=_earlier_traffic(journal.snapshot))
+    transport = InProcess(sites, workers=_workers(shop), traffic=earlier_traffic(journal.snapshot))
+    coordinator = lead(shop, journal, transport, first, names=names, pipeline=pipeline, secure=secure, clock=clock)
+    shutil.rmtree(shop.folder.outboxes, ignore_errors=True)  # unmasked contributions, needed until the last sum
+    return outcome_of(plan, journal, coordinator, transport, secure=secure, clock=clock, **_settled(accounts))
+
+
+def lead(
+    desk: Desk,
+    journal: Journal,
+    transport: Transport,
+    first: nn.Module,
+    *,
+    names: Sequence[str],
+    pipeline: Pipeline,
+    secure: SecureServer | None,
+    clock: ProtocolClock,
+    returned: Collection[str] = (),
+    absent: Collection[str] = (),
+    after_round: Callable[[int], None] = lambda _round: None,
+) -> Coordinator:
+    """Run the coordinator over any transport until the training is done, or goes on from the journal's checkpoint.
+
+    Args:
+        desk: of the run.
+        journal: of its federated arm.
+        transport: to the sites.
+        first: model with the first weights.
+        names: of all sites.
+        pipeline: the plan's stages.
+        secure: the coordinator's side of the secure sum, or None.
+        clock: seconds that the secure sum took at the sites.
+        returned: sites that were lost and are there again.
+        absent: sites that cannot be reached, beside those that the checkpoint knows to be lost.
+        after_round: called after every committed round.
+
+    Raises:
+        MedveilError: the training cannot go on.
+    """
+    plan = desk.plan
 
     def commit(row: Row) -> None:
         traffic = transport.traffic()
         extra = {"sent": dict(traffic.sent), "received": dict(traffic.received), "protocol": clock.state()}
         journal.commit(row, coordinator.snapshot(), extra)
+        after_round(row["round"])
 
     coordinator = Coordinator(
         plan_hash=plan.digest(),
-        sites=list(sites),
+        sites=names,
         settings=plan.federation,
         metric=plan.metric(),
         server=_server(plan, first),
@@ -84,10 +120,32 @@ def train_federated(shop: Workshop) -> Outcome:
         watch=Watch(site_back=journal.tick, round_done=commit),
     )
     if journal.snapshot is not None:
-        coordinator.restore(journal.snapshot)
+        coordinator.restore(without(journal.snapshot, returned))
+    for name in sorted(set(absent) - coordinator.lost.keys()):
+        coordinator.lose(name, "The site was not there when the run went on")
     one_thread()  # the server step runs here: its sums, too, must not depend on the number of cores
     transport.run(coordinator)
-    shutil.rmtree(shop.folder.outboxes, ignore_errors=True)  # unmasked contributions, needed until the last sum
+    return coordinator
+
+
+def without(snapshot: Snapshot, returned: Collection[str]) -> Snapshot:
+    """The same checkpoint, with fewer sites lost."""
+    lost = {site: reason for site, reason in snapshot.facts["lost"].items() if site not in returned}
+    return Snapshot(snapshot.round, snapshot.tensors, {**snapshot.facts, "lost": lost})
+
+
+def outcome_of(
+    plan: Plan,
+    journal: Journal,
+    coordinator: Coordinator,
+    transport: Transport,
+    *,
+    secure: SecureServer | None,
+    clock: ProtocolClock,
+    charged: dict[str, Event] | None,
+    ledgers: dict[str, Any] | None,
+) -> Outcome:
+    """What a training that is done ended with."""
     weights, buffers = coordinator.selection.chosen(coordinator.weights, coordinator.buffers)
     return Outcome(
         weights=weights,
@@ -99,8 +157,45 @@ def train_federated(shop: Workshop) -> Outcome:
         traffic=transport.traffic(),
         lost=dict(coordinator.lost),
         secure=None if secure is None else {**secure.describe(), "site_seconds": clock.state()},
-        **_settled(accounts),
+        charged=charged,
+        ledgers=ledgers,
     )
+
+
+def build_site(
+    shop: Workshop,
+    name: str,
+    work: Work,
+    pipeline: Pipeline,
+    *,
+    spending: Spending | None,
+    sealing: Sealing | None,
+) -> Site:
+    """A site's state machine under the plan."""
+    return Site(
+        name,
+        plan_hash=shop.plan.digest(),
+        work=work,
+        weighting=shop.plan.federation.weighting,
+        pipeline=pipeline,
+        spending=spending,
+        sealing=sealing,
+    )
+
+
+def check_sites(bound: PrivacyPlan | None, names: Sequence[str]) -> None:
+    """Refuse a claim per site that so few sites make hollow.
+
+    Raises:
+        ConfigError: delta is too large for their number.
+    """
+    if bound is not None and bound.unit == "site":
+        check_delta(bound.delta, len(names), nominal=False)
+
+
+def model_sizes(model: nn.Module) -> tuple[int, int]:
+    """Numbers of parameters and of running statistics."""
+    return len(to_vector(trainable(model))), len(to_vector(floating_buffers(model)))
 
 
 def _settled(accounts: Mapping[str, Account]) -> dict[str, Any]:
@@ -111,23 +206,31 @@ def _settled(accounts: Mapping[str, Account]) -> dict[str, Any]:
     return {"charged": present or None, "ledgers": ledgers or None}
 
 
-def _pipeline(shop: Workshop) -> Pipeline:
-    bound = shop.bound
-    private = site_privacy_stages(bound, shop.random("server")) if bound is not None and bound.unit == "site" else ()
-    return build_pipeline(shop.plan.privacy.stages, private)
+def build_stages(plan: Plan, bound: PrivacyPlan | None, random: SecureRandom) -> Pipeline:
+    """The plan's stages, and those of a claim per site."""
+    private = site_privacy_stages(bound, random) if bound is not None and bound.unit == "site" else ()
+    return build_pipeline(plan.privacy.stages, private)
 
 
 def _at_sites(shop: Workshop, parties: Sequence[Party], pipeline: Pipeline) -> list[tuple[Work, Pipeline]]:
     """Every party's work and stages, as they are or as an experiment with hostile sites has them."""
     honest: list[tuple[Work, Pipeline]] = [
-        (_work(shop, party, number, len(parties)), pipeline) for number, party in enumerate(parties)
+        (build_work(shop, party, number, len(parties)), pipeline) for number, party in enumerate(parties)
     ]
     if shop.tamper is None:
         return honest
     return [shop.tamper(party.name, *own) for party, own in zip(parties, honest, strict=True)]
 
 
-def _work(shop: Workshop, party: Party, number: int, parties: int) -> LocalWork:
+def build_work(shop: Workshop, party: Party, number: int, parties: int) -> LocalWork:
+    """What a party does with its own data.
+
+    Args:
+        shop: of the run.
+        party: whose data.
+        number: of the party among all, which decides its random streams.
+        parties: how many there are.
+    """
     trainer = shop.private_trainer(party, number, parties)
     return LocalWork(
         trainer=trainer,
@@ -162,5 +265,6 @@ def _server(plan: Plan, model: nn.Module) -> ServerStep:
     return ServerOptimiser(algorithm.server, Schedule(), shapes, direction=-1)
 
 
-def _earlier_traffic(snapshot: Snapshot | None) -> Traffic | None:
+def earlier_traffic(snapshot: Snapshot | None) -> Traffic | None:
+    """Bytes that earlier parts of the run carried."""
     return None if snapshot is None else Traffic(snapshot.facts["sent"], snapshot.facts["received"])

@@ -3,14 +3,16 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from medveil.data.duplicates import DuplicateReport
+from medveil.data.duplicates import DuplicateReport, count_duplicates
 from medveil.data.partition import Site, SiteSplits, partition_splits
-from medveil.data.sources import load
-from medveil.data.splits import split
+from medveil.data.sources import AnySource, load
+from medveil.data.sources.share import ShareSource
+from medveil.data.splits import split, split_own
 from medveil.data.subject import Dataset, Subject
 from medveil.errors import ConfigError, PartitionError
 from medveil.imaging.preprocess import Preprocess
@@ -134,6 +136,55 @@ def prepare(plan: Plan) -> Prepared:
             example.digest for subject in (*splits.train, *splits.validation) for example in subject.examples
         ),
         fingerprint=_fingerprint(dealt),
+    )
+
+
+def prepare_own(plan: Plan, source: AnySource, root: Path, name: str) -> Prepared:
+    """Read and split one site's own data under a plan that other sites follow too.
+
+    Args:
+        plan: of the run; its own ``data.source`` and ``data.partition`` are not looked at.
+        source: where the site's images are.
+        root: folder that the source's relative paths start from.
+        name: of the site.
+
+    Returns:
+        One site; its test set may be empty.
+
+    Raises:
+        DataError: as the sources and splits raise it.
+        ConfigError: the plan's task is not the data's.
+    """
+    dataset = load(source, plan.data.preprocess, root=root)
+    check_task(plan, dataset)
+    dealt = isinstance(source, ShareSource)
+    parts = split_own(dataset, plan.data.splits, Seeds(plan.seed).child("split"), dealt=dealt)
+    num_classes = len(dataset.class_names)
+    train = to_arrays(parts[0], task=plan.task, num_classes=num_classes)
+    held = [to_arrays(part, task=plan.task, num_classes=num_classes) if part else None for part in parts[1:]]
+    sites = [(Site(name, part),) for part in parts]
+    return Prepared(
+        dataset=dataset,
+        duplicates=count_duplicates(*parts),
+        sites=(Party(name, train, held[0]),),
+        test=TestSet(held[1] or _none_of(train), parts[2], (name,) * len(parts[2])),
+        split_subjects=dict(zip(("train", "validation", "test"), map(len, parts), strict=True)),
+        site_labels={name: _label_counts(sites[0][0], dataset.class_names)},
+        seen=frozenset(example.digest for part in parts[:2] for subject in part for example in subject.examples),
+        fingerprint=_fingerprint(SiteSplits(*sites)),
+    )
+
+
+def _none_of(data: ArrayData) -> ArrayData:
+    """No examples, of the same shape."""
+    return ArrayData(
+        images=data.images[:0],
+        targets=data.targets[:0],
+        subject=data.subject[:0],
+        volume=data.volume[:0],
+        position=data.position[:0],
+        spacing_mm=(),
+        num_subjects=0,
     )
 
 

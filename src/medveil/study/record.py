@@ -69,13 +69,13 @@ def _duplicates(plan: Plan, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def model_part(plan: Plan, prepared: Prepared, model: nn.Module) -> dict[str, Any]:
+def model_part(plan: Plan, input_shape: tuple[int, ...], model: nn.Module) -> dict[str, Any]:
     """Which network."""
     return {
         "kind": plan.model.kind,
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        "architecture_hash": architecture_hash(model, prepared.input_shape),
-        "input_shape": list(prepared.input_shape),
+        "architecture_hash": architecture_hash(model, input_shape),
+        "input_shape": list(input_shape),
     }
 
 
@@ -209,7 +209,7 @@ def metrics_part(result: dict[str, Any], per_site: dict[str, Any], per_subgroup:
     return {**result["metrics"], "per_site": per_site, "per_subgroup": per_subgroup}
 
 
-def head_part(plan: Plan, created: str) -> dict[str, Any]:
+def head_part(plan: Plan, created: str, transport: str) -> dict[str, Any]:
     """Identity of the run."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -219,7 +219,7 @@ def head_part(plan: Plan, created: str) -> dict[str, Any]:
         "seed": plan.seed,
         "plan_hash": plan.digest(),
         "created": created,
-        "transport": "in-process",
+        "transport": transport,
     }
 
 

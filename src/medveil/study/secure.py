@@ -96,10 +96,9 @@ def build_secure(
     outboxes: Path,
     watch: Callable[[str, float], None],
 ) -> tuple[SecureServer | None, dict[str, SecureSite]]:
-    """Both sides of the secure sum; (None, {}) where the plan asks for none.
+    """Both sides of the secure sum with all parties in this process; (None, {}) where the plan asks for none.
 
-    Identity keys are made here, once a session: in one process nobody can pretend to be another site. Over a network
-    they are the hospitals' own.
+    Identity keys are made here, once a session: in one process nobody can pretend to be another site.
 
     Args:
         plan: of the run.
@@ -113,39 +112,96 @@ def build_secure(
         GuaranteeError: a threshold that cannot protect.
         ConfigError: sums that do not fit.
     """
-    settings = plan.privacy.secure_aggregation
-    if settings is None:
+    if plan.privacy.secure_aggregation is None:
         return None, {}
     keys = {name: IdentityKey.generate() for name in names}
-    dealt = settings.deal(names, Seeds(plan.seed))
+    groups = secure_groups(plan, bound, {name: key.public for name, key in keys.items()}, sizes=sizes)
+    sites = {
+        name: secure_site(
+            plan, groups, name, keys[name], outbox=Outbox(outboxes / file_name(name)), watch=partial(watch, name)
+        )
+        for name in names
+    }
+    return secure_server(plan, groups), sites
+
+
+def secure_groups(
+    plan: Plan, bound: PrivacyPlan | None, public: Mapping[str, bytes], *, sizes: tuple[int, int], session: str = ""
+) -> tuple[Group, ...]:
+    """What the parties of a run's secure sums agree on; none where the plan asks for no secure sum.
+
+    Args:
+        plan: of the run.
+        bound: what it promises.
+        public: identity key of every site.
+        sizes: numbers of parameters and of running statistics.
+        session: what tells this session from others of the same plan; signatures of one are void in another.
+
+    Raises:
+        GuaranteeError: a threshold that cannot protect.
+        ConfigError: sums that do not fit.
+    """
+    settings = plan.privacy.secure_aggregation
+    if settings is None:
+        return ()
+    dealt = settings.deal(list(public), Seeds(plan.seed))
     most = max(len(members) for members in dealt)
-    score_packing = ScorePacking(SCORES, most)
-    groups, sites = [], {}
+    groups = []
     for number, members in enumerate(dealt):
         parameters = Parameters(
-            context=hashlib.sha256(f"{plan.digest()} group {number}".encode()).digest(),
-            sites=tuple((name, keys[name].public) for name in members),
+            context=hashlib.sha256(f"{plan.digest()} group {number}{session and ' ' + session}".encode()).digest(),
+            sites=tuple((name, public[name]) for name in members),
             threshold=settings.threshold_of(len(members)),
             colluding=settings.colluding,
             min_included=len(members) - settings.dropouts_of(len(members)),
             chunk_bytes=settings.chunk_bytes,
         )
-        packing = packing_of(plan, bound, sizes, members=len(members), most=most, sites=len(names))
-        blocks = Blocks(min(settings.blocks, sizes[0]), packing.start, sizes[0])
-        groups.append(Group(parameters, packing, blocks))
-        for name in members:
-            sites[name] = SecureSite(
-                parameters,
-                name,
-                keys[name],
-                Outbox(outboxes / file_name(name)),
-                packing=packing,
-                blocks=blocks,
-                score_packing=score_packing,
-                due=partial(validation_due, plan.federation),
-                watch=partial(watch, name),
-            )
-    return SecureServer(groups, score_packing, settings), sites
+        packing = packing_of(plan, bound, sizes, members=len(members), most=most, sites=len(public))
+        groups.append(Group(parameters, packing, Blocks(min(settings.blocks, sizes[0]), packing.start, sizes[0])))
+    return tuple(groups)
+
+
+def secure_server(plan: Plan, groups: Sequence[Group]) -> SecureServer | None:
+    """The coordinator's side; None where there are no secure sums."""
+    settings = plan.privacy.secure_aggregation
+    return None if settings is None else SecureServer(groups, _score_packing(groups), settings)
+
+
+def secure_site(
+    plan: Plan,
+    groups: Sequence[Group],
+    name: str,
+    key: IdentityKey,
+    *,
+    outbox: Outbox,
+    watch: Callable[[float], None],
+) -> SecureSite:
+    """One site's side.
+
+    Args:
+        plan: with secure aggregation.
+        groups: of :func:`secure_groups`.
+        name: of the site.
+        key: its own.
+        outbox: where it writes down what it contributes.
+        watch: told how many seconds the protocol takes.
+    """
+    group = next(group for group in groups if name in group.parameters.names)
+    return SecureSite(
+        group.parameters,
+        name,
+        key,
+        outbox,
+        packing=group.packing,
+        blocks=group.blocks,
+        score_packing=_score_packing(groups),
+        due=partial(validation_due, plan.federation),
+        watch=watch,
+    )
+
+
+def _score_packing(groups: Sequence[Group]) -> ScorePacking:
+    return ScorePacking(SCORES, max(len(group.parameters.names) for group in groups))
 
 
 def packing_of(

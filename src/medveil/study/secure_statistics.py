@@ -16,8 +16,9 @@ from medveil.federation.secure.statistics import CountPacking
 from medveil.federation.secure.sums import secure_sums
 from medveil.federation.secure.tallies import class_counts, histogram_counts, score_counts
 from medveil.imaging.preprocess import Preprocess
+from medveil.secagg.ring import RingVector
 from medveil.study.plan import Plan
-from medveil.study.prepare import Party, Prepared, concatenate
+from medveil.study.prepare import Party, Prepared, TestSet, concatenate
 from medveil.study.scoring import Scorer
 from medveil.training.vectors import floating_buffers, to_vector
 
@@ -49,7 +50,7 @@ def decision_threshold(scorer: Scorer, model: nn.Module, sites: Sequence[Party],
         return scorer.threshold(model, concatenate(validations) if validations else None)
     packing = CountPacking((2, SCORE_BINS), len(sites))
     vectors = {
-        site.name: packing.pack(_validation_counts(scorer, model, site)) for site in sites if site.name not in lost
+        site.name: packing.pack(validation_counts(scorer, model, site)) for site in sites if site.name not in lost
     }
     absent = [site.name for site in sites if site.name in lost]
     origin = fingerprint(to_vector(model.parameters()), to_vector(floating_buffers(model)))
@@ -57,7 +58,7 @@ def decision_threshold(scorer: Scorer, model: nn.Module, sites: Sequence[Party],
     return binned_threshold(packing.unpack(opened.total, len(opened.included)))
 
 
-def _validation_counts(scorer: Scorer, model: nn.Module, site: Party) -> NDArray[np.int64]:
+def validation_counts(scorer: Scorer, model: nn.Module, site: Party) -> NDArray[np.int64]:
     """One site's scores of class 1 by true class and bin; a site without validation images counts nothing."""
     if site.validation is None:
         return np.zeros((2, SCORE_BINS), np.int64)
@@ -136,39 +137,61 @@ def _cohort(
     limits: tuple[float, float],
     context: str,
 ) -> dict[str, Any]:
-    low, high = limits
-    channels = int(sites[0].train.images.shape[1])
-    counting = CountPacking((1 + len(class_names) + INTENSITY_BINS,), len(sites))
-    measuring = MomentsPacking(channels, low, high, len(sites))
-    edges = np.linspace(low, high, INTENSITY_BINS + 1).tolist()
+    tally = CohortTally(int(sites[0].train.images.shape[1]), class_names, limits, len(sites))
+    opened = secure_sums({party.name: tally.counts(party) for party in sites}, settings, context=context)
+    return tally.read(opened.total, len(opened.included))
 
-    def vector(party: Party) -> NDArray[Any]:
+
+class CohortTally:
+    """Counts and intensities of training images.
+
+    Args:
+        channels: of an image.
+        class_names: of the task.
+        limits: public range of intensities.
+        sites: most in one sum.
+    """
+
+    def __init__(self, channels: int, class_names: tuple[str, ...], limits: tuple[float, float], sites: int) -> None:
+        self._classes, self._limits = class_names, limits
+        self._counting = CountPacking((1 + len(class_names) + INTENSITY_BINS,), sites)
+        self._measuring = MomentsPacking(channels, *limits, sites)
+        self._edges = np.linspace(*limits, INTENSITY_BINS + 1).tolist()
+        self.length = self._counting.length + self._measuring.length
+
+    def counts(self, party: Party) -> NDArray[Any]:
+        """One site's vector."""
         images = party.train.images.numpy()
         unit = _BYTE if images.dtype == np.uint8 else 1.0
-        intensities, _ = histogram_counts(images, edges, unit=unit)
-        classes = _images_by_class(party.train.targets, len(class_names))
+        intensities, _ = histogram_counts(images, self._edges, unit=unit)
+        classes = _images_by_class(party.train.targets, len(self._classes))
         counts = np.concatenate([[len(images)], classes, intensities]).astype(np.int64)
-        return np.concatenate([counting.pack(counts), measuring.pack(images, unit=unit)])
+        return np.concatenate([self._counting.pack(counts), self._measuring.pack(images, unit=unit)])
 
-    opened = secure_sums({party.name: vector(party) for party in sites}, settings, context=context)
-    included = len(opened.included)
-    counts = counting.unpack(opened.total[: counting.length], included)
-    moments = measuring.unpack(opened.total[counting.length :], included)
-    by_class = counts[1 : 1 + len(class_names)].tolist()
-    return {
-        "sites": included,
-        "images": int(counts[0]),
-        "images_by_class": dict(zip(class_names, by_class, strict=True)),
-        "intensity": {
-            "range": [low, high],
-            "mean": moments.mean.tolist(),
-            "variance": moments.variance.tolist(),
-            "mean_error": moments.mean_error,
-            "variance_error": moments.variance_error,
-            "outside": moments.clipped,
-            "histogram": counts[1 + len(class_names) :].tolist(),
-        },
-    }
+    def vector(self, scorer: Scorer, model: nn.Module, party: Party, test: TestSet) -> NDArray[Any]:
+        """The same, as a :class:`medveil.study.tallied.Tally`."""
+        del scorer, model, test
+        return self.counts(party)
+
+    def read(self, total: RingVector, included: int) -> dict[str, Any]:
+        """What the sum over ``included`` sites says, as :func:`cohort_statistics` returns it."""
+        counts = self._counting.unpack(total[: self._counting.length], included)
+        moments = self._measuring.unpack(total[self._counting.length :], included)
+        by_class = counts[1 : 1 + len(self._classes)].tolist()
+        return {
+            "sites": included,
+            "images": int(counts[0]),
+            "images_by_class": dict(zip(self._classes, by_class, strict=True)),
+            "intensity": {
+                "range": list(self._limits),
+                "mean": moments.mean.tolist(),
+                "variance": moments.variance.tolist(),
+                "mean_error": moments.mean_error,
+                "variance_error": moments.variance_error,
+                "outside": moments.clipped,
+                "histogram": counts[1 + len(self._classes) :].tolist(),
+            },
+        }
 
 
 def _images_by_class(targets: torch.Tensor, num_classes: int) -> NDArray[np.int64]:

@@ -44,7 +44,7 @@ class Account:
         Raises:
             LedgerError: as said.
         """
-        steps = self._steps()
+        steps = self.steps
         if steps < rounds_done * self._event.count:
             raise LedgerError(
                 "The ledger does not hold what this run has already released",
@@ -90,10 +90,10 @@ class Account:
         """
         release = f"round-{round_number}"
         attempt = self._unfinished(release) if nothing_left else None
-        if self._strict and attempt is None and self._steps() + self._event.count > self._bound.steps:
+        if self._strict and attempt is None and self.steps + self._event.count > self._bound.steps:
             raise BudgetError(
                 "The server asks for more releases than the plan has",
-                got=f"{self._steps()} steps are charged, and {self._event.count} more asked for",
+                got=f"{self.steps} steps are charged, and {self._event.count} more asked for",
                 expected=f"{self._bound.steps} steps",
                 remedy="end the run; what it has released is in the ledger",
             )
@@ -116,7 +116,9 @@ class Account:
         number = state.keys.get((self._run, release, attempt))
         return None if number is None or number in state.committed else attempt
 
-    def _steps(self) -> int:
+    @property
+    def steps(self) -> int:
+        """Private steps that this run has charged."""
         held = self.charged()
         return 0 if held is None else sum(count for _, count in flatten(held))
 
@@ -130,7 +132,7 @@ class Account:
         A plan that was used up is given back. One that was not (the training stopped early) stays held: when to stop
         was decided by looking at releases, and then only the whole plan bounds what they cost.
         """
-        if self._steps() >= self._bound.steps:
+        if self.steps >= self._bound.steps:
             self._ledger.close_run(self._run)
         spent = self._ledger.spent(self._dataset, delta=self._bound.delta)
         cap = self._ledger.state().datasets[self._dataset].caps.get(EVERYONE)

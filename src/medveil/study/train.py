@@ -19,6 +19,7 @@ from torch import nn
 from medveil.dp.plan import PrivacyPlan
 from medveil.errors import ConfigError, DivergedError
 from medveil.evaluation.curves import Threshold
+from medveil.federation.inprocess import InProcess
 from medveil.federation.stages import build_pipeline
 from medveil.models.architecture import architecture_hash
 from medveil.models.weights import save_weights
@@ -231,9 +232,9 @@ def _scored(shop: Workshop, arms: Arms, foreign: Sequence[ForeignTest]) -> dict[
     result = scorer.score(predictions, prepared.test, threshold).to_json()
     save_examples(shop.folder.examples, prepared.test.data, predictions, count=_PICTURES, seeds=Seeds(plan.seed))
     return {
-        **record.head_part(plan, datetime.now(UTC).isoformat(timespec="seconds")),
+        **record.head_part(plan, datetime.now(UTC).isoformat(timespec="seconds"), InProcess.name),
         "data": record.data_part(plan, prepared),
-        "model": record.model_part(plan, prepared, model),
+        "model": record.model_part(plan, prepared.input_shape, model),
         "training": record.training_part(plan, arms.federated),
         "test": record.metrics_part(
             result,

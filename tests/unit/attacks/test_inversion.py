@@ -16,7 +16,7 @@ from medveil.attacks.inversion import Inversion
 from medveil.attacks.inversion_engine import Recipe, search, total_variation
 from medveil.attacks.inversion_labels import likely_labels
 from medveil.attacks.inversion_mask import image_of_mask
-from medveil.attacks.inversion_plan import Work, plan_work, recipe_distance
+from medveil.attacks.inversion_plan import NO_CURVE, Work, plan_work, recipe_distance
 from medveil.attacks.inversion_report import worked
 from medveil.attacks.inversion_trial import Bench, Tries, Variant
 from medveil.attacks.inversion_update import LocalSteps, local_steps, simulator, soft_loss, step_flops
@@ -167,6 +167,27 @@ def test_report_of_every_kind_of_network(make_scene, epsilon_8, monkeypatch, con
 def _little(scene, effort):
     plain, noisy = inversion_plan.tries(scene, effort, 10)
     return Work(2, plain, noisy, tuple(inversion_plan.variants(scene, effort)))
+
+
+@pytest.mark.parametrize("beyond", [True, False])
+def test_large_networks_on_which_the_attack_fails_have_no_curve(make_scene, epsilon_8, monkeypatch, beyond):
+    """Ten steps are too few; what noise the attack bears is then no question, where time is short."""
+    monkeypatch.setattr(
+        "medveil.attacks.inversion.plan_work", lambda *given: replace(_little(*given), variants=(), beyond=beyond)
+    )
+    scene = make_scene(UNET, task="segmentation", protection=epsilon_8)
+    report = Inversion().run(scene, effort="quick", seeds=Seeds(1), tell=lambda _: None)
+    assert not report.succeeded_unprotected
+    assert report.protected is not None
+    assert len(report.curve) == (0 if beyond else 3)
+    assert (NO_CURVE in report.findings) == beyond
+
+
+def test_a_large_network_is_known_to_go_beyond_the_effort(make_scene, monkeypatch):
+    scene = make_scene(UNET, task="segmentation")
+    assert not plan_work(scene, "quick").beyond
+    monkeypatch.setattr(inversion_plan, "step_flops", lambda _: 1e11)
+    assert plan_work(scene, "quick").beyond
 
 
 def test_an_attacker_under_noise_tries_more(make_scene, epsilon_8):

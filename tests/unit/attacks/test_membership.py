@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from medveil.accounting import calibrate_noise, epsilon
-from medveil.attacks import membership
+from medveil.attacks import membership, membership_game, membership_shadows
 from medveil.attacks.attack import Condition, Figure, Outcome
 from medveil.attacks.membership import Membership
 from medveil.attacks.membership_game import Size
 from medveil.attacks.membership_report import Tried, bounds, keeps_bound, training_epsilon
-from medveil.attacks.membership_shadows import Twin, answers_of, choose_pool, draw_members, private_step
+from medveil.attacks.membership_scores import area, likelihood_ratios
+from medveil.attacks.membership_shadows import Answers, Twin, answers_of, choose_pool, draw_members, private_step
 from medveil.attacks.noise_levels import BROKEN
 from medveil.attacks.scene import Protection, Scene
 from medveil.dp import clipping as clipping_code
@@ -222,7 +223,21 @@ def test_the_same_seeds_give_the_same_figures(small, ordinary):
 def test_masks_are_attacked_by_pixels_and_by_dice(monkeypatch):
     monkeypatch.setitem(membership.SIZES, ("segmentation", "quick"), replace(SIZE, epochs=3, steps=3))
     report = report_of(scene_of(images_each=3, task="segmentation"))
-    assert {"auc", "dice_auc", "offline_auc", "loss_threshold_auc"} <= set(report.unprotected.figures)
+    assert {"auc", "dice_auc", "online_auc", "offline_auc", "loss_threshold_auc"} <= set(report.unprotected.figures)
+    assert "offline LiRA on Dice" in " ".join(report.findings)
+
+
+def test_the_headline_of_masks_is_offline_and_on_dice():
+    """A pool in which Dice alone tells who was in a model, and pixels say nothing."""
+    members = draw_members(20, 40, Seeds(1), share=1 / 4)
+    noise = np.random.default_rng(0).normal(size=(3, 20, 40))
+    answers = Answers(members, noise[0], noise[1] + 4 * members, noise[0], noise[2])
+    variants = membership_game._variants(answers)
+    assert area(variants[""], members, Seeds(0)).low > 0.9
+    np.testing.assert_array_equal(variants[""], likelihood_ratios(answers.overlap, members, "offline"))
+    assert area(variants["online_"], members, Seeds(0)).value < 0.6
+    classified = membership_game._variants(replace(answers, overlap=None))
+    np.testing.assert_array_equal(classified[""], likelihood_ratios(answers.signal, members))
 
 
 def test_a_hypothetical_protection_is_said_to_be_one(small, ordinary):
@@ -320,6 +335,26 @@ def test_coins_are_fair_and_their_own():
     members = draw_members(200, 100, Seeds(0))
     assert abs(members.mean() - 0.5) < 0.01
     assert len({int(each) for each in members.sum(1)}) > 5  # halves of one size would tie patients together
+
+
+def test_models_of_masks_have_a_quarter_of_the_pool(monkeypatch):
+    assert abs(draw_members(200, 100, Seeds(0), share=1 / 4).mean() - 0.25) < 0.01
+    size = replace(SIZE, epochs=2, steps=2, models=12, share=1 / 4)
+    assert size.others == 80 * 12 * 3 / 4
+    monkeypatch.setitem(membership.SIZES, ("segmentation", "quick"), size)
+    divisors = []
+    step = membership_shadows.private_step
+
+    def watched(model, twin, units, **rest):
+        divisors.append(units)
+        return step(model, twin, units, **rest)
+
+    monkeypatch.setattr(membership_shadows, "private_step", watched)
+    report = report_of(scene_of(task="segmentation"))
+    assert divisors
+    assert set(divisors) == {20.0}
+    assert "about 20 of 80 patients" in report.unprotected.condition.name
+    assert any("2 epochs on about 20 patients" in each for each in report.findings)
 
 
 def test_too_few_patients_are_refused():

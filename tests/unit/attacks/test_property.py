@@ -9,8 +9,19 @@ from torch import nn
 from torch.nn import functional
 
 from medveil.attacks import property as inference
+from medveil.attacks import release
 from medveil.attacks.property import PropertyInference
-from medveil.attacks.property_engine import BATCH, Side, batches, clipped, matched_filter, one_image_each, tell_apart
+from medveil.attacks.property_engine import (
+    BATCH,
+    MANY,
+    Side,
+    batches,
+    clipped,
+    clipped_side,
+    matched_filter,
+    one_image_each,
+    tell_apart,
+)
 from medveil.attacks.scene import Protection, Scene
 from medveil.dp.clipping import FlatClipping
 from medveil.errors import AttackError
@@ -32,13 +43,14 @@ def sides(shift, dimension=12, images=120):
 
 def told(shift, noise_multiplier, clipping=None):
     public, private = sides(shift)
+    if clipping is not None:
+        public, private = (clipped_side(each, clipping, [5, 7]) for each in (public, private))
     figure, _ = tell_apart(
         public,
         private,
         "it",
         clipping=clipping,
         noise_multiplier=noise_multiplier,
-        sizes=[5, 7],
         pairs=40,
         seeds=Seeds(3),
     )
@@ -83,6 +95,33 @@ def test_clipped_rows_are_never_longer_than_the_bound():
     np.testing.assert_allclose(found, [[0.6, 0.8], [0.3, 0.4]], rtol=1e-3)
 
 
+def test_batches_are_released_as_a_step_releases_them(monkeypatch):
+    """Against the sum that goes through clip and noise at once, with the same seeds."""
+    clip, sizes, seen = FlatClipping(l2_clip_norm=1.0), [5, 7], []
+    mechanism = release.NoiseMechanism
+
+    class Watched(mechanism):
+        def release(self, total, random):
+            seen.append(super().release(total, random))
+            return seen[-1]
+
+    monkeypatch.setattr(release, "NoiseMechanism", Watched)
+    public, private = sides(1.0)
+    known, attacked = (clipped_side(each, clip, sizes) for each in (public, private))
+    tell_apart(known, attacked, "it", clipping=clip, noise_multiplier=0.5, pairs=10, seeds=Seeds(3))
+    assert len(seen) == 20
+    drawn = batches(private.has["it"], [MANY] * 10, Seeds(3).child("batches", 1))
+    for number, rows in enumerate(drawn):
+        units = [torch.split(private.gradients[row], sizes) for row in rows]
+        wanted = release.protected_sum(units, clip, 0.5, Seeds(3).child("noise", 1, number))
+        np.testing.assert_allclose(seen[10 + number], wanted, atol=1e-5)
+
+
+def test_large_networks_get_fewer_pairs_and_never_too_few():
+    size = inference.Size(images=100, pairs=50, curve=(1e4, 10.0), noise=12e6)
+    assert [inference.pairs_of(size, each) for each in (1_000, 50_000, 10**9)] == [50, 20, 12]
+
+
 def scene_of(images=100, bright=True):
     random = torch.Generator().manual_seed(0)
     pixels = torch.rand(images, 1, 8, 8, generator=random)
@@ -111,7 +150,7 @@ def scene_of(images=100, bright=True):
 
 
 def test_the_report_promises_nothing(monkeypatch):
-    monkeypatch.setitem(inference.SIZES, "quick", inference.Size(images=100, pairs=15, curve=(1e4,)))
+    monkeypatch.setitem(inference.SIZES, "quick", inference.Size(images=100, pairs=15, curve=(1e4,), noise=1e9))
     scene = scene_of()
     report = PropertyInference().run(scene, effort="quick", seeds=Seeds(0), tell=lambda _: None)
     assert report.succeeded_unprotected

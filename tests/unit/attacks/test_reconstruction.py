@@ -226,6 +226,26 @@ def test_the_prior_knows_variance_beyond_its_components():
     assert torch.allclose(prior.basis @ prior.basis.T, torch.eye(len(prior.basis)).double(), atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(40, 90), (200, 30)], ids=["more values than images", "more images than values"])
+def test_principal_components_are_those_of_a_singular_value_decomposition(shape):
+    images = np.random.default_rng(0).normal(size=shape) * np.logspace(0, -3, shape[1])
+    prior = GaussianPrior.fit(torch.from_numpy(images))
+    _, singular, rows = np.linalg.svd(images - images.mean(0), full_matrices=False)
+    kept = len(prior.basis)
+    assert kept == min(shape[0] // 4, shape[1])
+    np.testing.assert_allclose(prior.variances, singular[:kept] ** 2 / (shape[0] - 1), rtol=1e-8)
+    np.testing.assert_allclose(np.abs((prior.basis.numpy() * rows[:kept]).sum(1)), 1, atol=1e-6)
+
+
+def test_directions_in_which_images_do_not_vary_are_no_components():
+    drawn = np.random.default_rng(0)
+    flat = drawn.normal(size=(80, 3)) @ drawn.normal(size=(3, 200))
+    prior = GaussianPrior.fit(torch.from_numpy(flat))
+    assert prior.basis.shape == (3, 200)
+    assert prior.rest < 1e-9
+    assert len(GaussianPrior.fit(torch.ones(20, 6)).basis) == 0
+
+
 @pytest.mark.parametrize("epsilon", [0.5, 3.0, 1e2, 1e4, 1e6])
 def test_noise_for_an_epsilon_costs_that_epsilon(epsilon):
     assert bound_of(Gaussian(noise_multiplier=noise_for(epsilon, 1e-5)), delta=1e-5) == pytest.approx(epsilon, rel=0.03)

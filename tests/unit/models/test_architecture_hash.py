@@ -1,5 +1,6 @@
 """Equal structures share a hash; every change of structure changes it."""
 
+import copy
 import itertools
 import subprocess
 import sys
@@ -157,3 +158,13 @@ def test_hashing_draws_no_random_numbers():
     torch.manual_seed(2)
     architecture_hash(model, (2,))
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_looking_at_a_network_does_not_change_its_hash():
+    """torch.fx leaves the constants that it meets in a module that it traces."""
+    config = TypeAdapter(ModelConfig).validate_python({"kind": "scattering"})
+    model = build(config, input_shape=(1, 28, 28), num_classes=2, seed=0)
+    attributes = set(vars(model))
+    hashes = {architecture_hash(model, (1, 28, 28)) for _ in range(3)}
+    assert hashes == {architecture_hash(copy.deepcopy(model), (1, 28, 28))}
+    assert set(vars(model)) == attributes

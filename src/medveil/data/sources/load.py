@@ -15,6 +15,7 @@ from medveil.data.sources.image_folder import ImageFolderSource
 from medveil.data.sources.medmnist_npz import MedmnistSource
 from medveil.data.sources.nifti_pairs import NiftiPairsSource
 from medveil.data.sources.phantom import PhantomSource
+from medveil.data.sources.share import ShareSource
 from medveil.data.subject import Dataset
 from medveil.errors import ConfigError, MissingDataError
 from medveil.imaging.preprocess import Preprocess
@@ -28,7 +29,8 @@ AnySource = Annotated[
     | ImageCsvSource
     | NiftiPairsSource
     | DicomFolderSource
-    | PhantomSource,
+    | PhantomSource
+    | ShareSource,
     Field(discriminator="kind"),
 ]
 """Any source, told apart by ``kind``."""

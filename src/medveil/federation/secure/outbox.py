@@ -63,6 +63,10 @@ class Outbox:
         """
         return self._kept(round_number, start) is not None
 
+    def clear(self) -> None:
+        """Remove the unmasked contribution, once the last sum is opened; what was opened over whom stays."""
+        self._vector.unlink(missing_ok=True)
+
     def accept(self, members: Sequence[str]) -> None:
         """Write down over whom the contribution may be opened, before anything is told that would open it.
 

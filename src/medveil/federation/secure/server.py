@@ -115,6 +115,10 @@ class SecureServer:
         session = self._sessions[self._group(site)]
         return self._go_on(lambda: session.lose(site))
 
+    def can_spare(self, site: str) -> bool:
+        """Whether its group could open sums without ``site``."""
+        return self._sessions[self._group(site)].can_spare(site)
+
     def begin(self, purpose: Purpose, round_number: int, start: str) -> dict[str, list[bytes]]:
         """Frames that begin a step, by site.
 

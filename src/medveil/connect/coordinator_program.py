@@ -1,0 +1,331 @@
+"""What the server does with a job: lead the sites through the plan, from the last committed round on."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import nn
+
+from medveil import __version__
+from medveil.accounting.events import Event, Repeated
+from medveil.connect.gather import Gather
+from medveil.connect.home import Home, link_session
+from medveil.connect.jobs import check_networked, plan_of
+from medveil.connect.network_record import write_run
+from medveil.connect.server_run import Events, RunMemory, note_returned, returned_sites
+from medveil.connect.summing import Sums
+from medveil.dp.plan import PrivacyPlan
+from medveil.errors import ConfigError, FederationError, MedveilError, ProtocolError, TooFewSitesError
+from medveil.federation.coordinator import least_sites
+from medveil.federation.engine.context import Ending, JobContext
+from medveil.federation.messages import Open, Ready, Settled, Stop, encode
+from medveil.federation.postman import Postman
+from medveil.federation.remote import Patience, Remote
+from medveil.study.arms import Journal, build_model, privacy_random
+from medveil.study.federated import (
+    build_stages,
+    check_sites,
+    earlier_traffic,
+    lead,
+    model_sizes,
+    outcome_of,
+)
+from medveil.study.folder import MetricsLog, RunFolder
+from medveil.study.plan import Plan
+from medveil.study.privacy import bind_plan
+from medveil.study.record import known_sites
+from medveil.study.secure import ProtocolClock, secure_groups, secure_server
+from medveil.training.device import be_deterministic, one_thread
+
+ENGINE = "nvflare"
+_FAREWELL_S = 10.0
+_SETTLING_S = 20.0
+
+
+class _ReturnedError(FederationError):
+    """A site that the run went on without is there again: the run goes on in a new job, with it."""
+
+
+@dataclass(frozen=True, eq=False)
+class ServerDesk:
+    """What the journal of a run needs; a :class:`medveil.study.arms.Desk`.
+
+    Args:
+        plan: of the run.
+        folder: of the run.
+        log: metrics of every round.
+        progress: where the run stands.
+    """
+
+    plan: Plan
+    folder: RunFolder
+    log: MetricsLog
+    progress: Events
+
+
+def run_coordinator(job: JobContext) -> Ending:
+    """Lead one job.
+
+    Returns:
+        "done": the run folder holds its record. "again": the run goes on in a further job, once the sites are there.
+        "failed": it cannot; ``progress.json`` in the run folder says why.
+    """
+    home = Home(job.home)
+    plan = plan_of(job.app)
+    folder = RunFolder(home.run_folder(plan.name, first_job(job)))
+    with folder.claim():
+        events = Events(folder, job.sites)
+        leader = Leader(job, home, plan, folder, events)
+        try:
+            leader.lead()
+        except _ReturnedError as error:
+            events.note(error.what)
+            return "again"
+        except TooFewSitesError as error:
+            events.note(str(error))
+            return "failed" if leader.is_final else "again"
+        except MedveilError as error:
+            events.note(str(error))
+            return "again" if job.abort.is_set() else "failed"
+        finally:
+            leader.close()
+    return "done"
+
+
+def first_job(job: JobContext) -> str:
+    """The first of the jobs that this one goes on from, as the engine's controller noted it."""
+    path = job.home / "medveil" / "jobs" / f"{job.job_id}.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["of"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return job.job_id
+
+
+class Leader:
+    """One job at the server.
+
+    Args:
+        job: of the engine.
+        home: the server's own folder.
+        plan: of the run.
+        folder: of the run.
+        events: where what happens is noted.
+    """
+
+    def __init__(self, job: JobContext, home: Home, plan: Plan, folder: RunFolder, events: Events) -> None:
+        self._job, self._home, self._plan, self._folder, self._events = job, home, plan, folder, events
+        self._begun = time.perf_counter()
+        sessions = {site: link_session(job.job_id, site) for site in job.sites}
+        self._postman = Postman(job.channel, sessions)
+        self._remote: Remote | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a site said that it will not take part, whatever is tried."""
+        return self._remote is not None and any(self._remote.left.values())
+
+    def close(self) -> None:
+        """Say farewell to whoever is there, and end the links."""
+        farewell = encode(Stop(reason="the server's job ends"))
+        for site in self._job.sites:
+            self._postman.send(site, farewell)
+        self._postman.flush(_FAREWELL_S)
+        self._postman.close()
+
+    def lead(self) -> None:
+        """The whole run, or what is left of it.
+
+        Raises:
+            MedveilError: it cannot go on in this job.
+        """
+        plan, folder = self._plan, self._folder
+        check_networked(plan)
+        be_deterministic(torch.device("cpu"))
+        bound = bind_plan(plan)
+        folder.bind_plan({"plan_hash": plan.digest(), "plan": plan.model_dump(mode="json")})
+        memory = RunMemory(folder, self._job.sites)
+        roster = self._known(memory.sites)
+        check_sites(bound, memory.sites)
+        desk = ServerDesk(plan, folder, MetricsLog(folder.metrics), self._events)
+        journal = Journal(desk, "federated")
+        lost = dict(journal.snapshot.facts["lost"]) if journal.snapshot else {}
+        back = lost.keys() & set(self._job.sites)  # the engine gives a job to sites that are there
+        for site in back:
+            lost.pop(site)
+        here = [site for site in self._job.sites if site in memory.sites and site not in lost]
+        remote = self._remote = Remote(
+            ENGINE,
+            self._postman,
+            here,
+            patience=self._patience(),
+            watch=self._events.happened,
+            stopped=self._job.abort.is_set,
+            traffic=earlier_traffic(journal.snapshot),
+        )
+        facts = self._gather(remote, here, lost)
+        here = [site for site in here if site not in remote.left]
+        first = self._network(facts)
+        groups = secure_groups(
+            plan,
+            bound,
+            roster,
+            sizes=model_sizes(first),
+            session=f"run {folder.run_id()} attempt {memory.attempt}",
+        )
+        secure = secure_server(plan, groups)
+        clock = ProtocolClock(journal.snapshot.facts["protocol"] if journal.snapshot else {})
+        opening = Open(
+            run=folder.run_id(),
+            attempt=memory.attempt,
+            rounds_done=journal.snapshot.round if journal.snapshot else 0,
+            sites=list(memory.sites),
+            lost=sorted(lost),
+        )
+        remote.tell(encode(opening), here)
+        pipeline = build_stages(plan, bound, privacy_random(plan, bound, "server"))
+        coordinator = lead(
+            desk,
+            journal,
+            remote,
+            first,
+            names=memory.sites,
+            pipeline=pipeline,
+            secure=secure,
+            clock=clock,
+            returned=back,
+            absent=[site for site in memory.sites if site not in here],
+            after_round=lambda _round: self._look_for_returned(remote, {*memory.sites} - {*here}),
+        )
+        training_seconds = journal.seconds
+        settled = Gather(Settled, [site for site in coordinator.alive if site in here], least=0)
+        remote.lead(settled)
+        for site, told in settled.gathered.items():
+            clock.add(site, told.protocol_seconds)
+        outcome = outcome_of(
+            plan, journal, coordinator, remote, secure=secure, clock=clock, **_settled(bound, settled.gathered)
+        )
+        self._events.note("Summing the sites' test scores")
+        sums = Sums(plan, facts, remote, memory.sites, roster, outcome, session=_session(opening))
+        write_run(
+            plan,
+            folder,
+            bound=bound,
+            facts=facts,
+            first=first,
+            outcome=outcome,
+            sums=sums.read(),
+            pipeline=pipeline,
+            events=self._events.told(),
+            sites=memory.sites,
+            seconds={"federated": round(training_seconds, 3)},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            transport=ENGINE,
+        )
+        self._events.note("done")
+
+    def _known(self, sites: tuple[str, ...]) -> dict[str, bytes]:
+        """The sites' identity keys.
+
+        Raises:
+            ConfigError: a site that is not in the roster, or not as many as the plan counts on.
+        """
+        roster = self._home.roster()
+        strangers = [site for site in sites if site not in roster]
+        planned = known_sites(self._plan)
+        if strangers or (planned is not None and planned != len(sites)):
+            raise ConfigError(
+                "The job's sites are not those that the plan counts on",
+                got=f"{len(sites)} sites, {len(strangers)} of them unknown to the server",
+                expected=f"{planned} sites of the roster" if planned is not None else "sites of the roster",
+                remedy="set data.partition in the plan to the number of sites, or submit to other sites",
+            )
+        return {site: roster[site] for site in sites}
+
+    def _patience(self) -> Patience:
+        path = self._home.folder / "server.json"
+        if not path.exists():
+            return Patience()
+        return Patience(**json.loads(path.read_text(encoding="utf-8")))
+
+    def _gather(self, remote: Remote, here: list[str], lost: Mapping[str, str]) -> Ready:
+        """What the sites run and hold; all the same, or the run cannot begin."""
+        self._events.note("Waiting for the sites to agree to the plan")
+        least = least_sites(self._plan.federation, len(here) + len(lost)) - len(lost)
+        first: list[Ready] = []
+
+        def check(site: str, ready: Ready) -> None:
+            self._check_ready(site, ready, first)
+            self._events.joined(site)
+
+        gather = Gather(Ready, here, least=max(1, least), check=check)
+        remote.lead(gather)
+        chosen = self._plan.federation.select == "best" or self._plan.federation.early_stopping is not None
+        if chosen and not any(ready.validates for ready in gather.gathered.values()):
+            raise ConfigError(
+                "The plan selects or stops by validation scores, and no site has validation data",
+                remedy='set federation.select = "last" without early stopping',
+            )
+        return first[0]
+
+    def _check_ready(self, site: str, ready: Ready, first: list[Ready]) -> None:
+        """Refuse a site that follows another plan or version, or whose images are of another kind.
+
+        Raises:
+            ProtocolError: as said; the run goes on without the site where it can.
+        """
+        ours = {"plan": self._plan.digest(), "version": __version__, "name": site}
+        theirs = {"plan": ready.plan_hash, "version": ready.version, "name": ready.site}
+        different = [name for name in ours if ours[name] != theirs[name]]
+        if different:
+            raise ProtocolError(
+                f"The site has another {' and '.join(different)} than the server",
+                got=", ".join(theirs[name][:20] for name in different),
+                expected=", ".join(ours[name][:20] for name in different),
+                remedy="install the same version of medveil everywhere",
+            )
+        if first and (ready.input_shape, ready.class_names) != (first[0].input_shape, first[0].class_names):
+            raise ProtocolError(
+                "The site's images or classes are not those of the other sites",
+                got=f"shape {ready.input_shape}, {len(ready.class_names)} classes",
+                expected=f"shape {first[0].input_shape}, {len(first[0].class_names)} classes",
+                remedy="set data.preprocess in the plan so that all images have one shape, and name the same classes",
+            )
+        first.append(ready)
+
+    def _network(self, facts: Ready) -> nn.Module:
+        one_thread()
+        return build_model(self._plan, tuple(facts.input_shape), len(facts.class_names))
+
+    def _look_for_returned(self, remote: Remote, absent: set[str]) -> None:
+        """After a round is committed: take up sites that came back, in a new job.
+
+        Raises:
+            _ReturnedError: there are some, and this job is not a new one.
+        """
+        if self._job.abort.is_set() or time.perf_counter() - self._begun < _SETTLING_S:
+            return
+        started_anew = returned_sites(self._home.returned) & (absent | {*remote.left})
+        there = started_anew | {*remote.returned}
+        for site in there - started_anew:
+            note_returned(self._home.returned, site)
+        if there:
+            raise _ReturnedError(f"The run goes on in a new job, with {', '.join(sorted(there))} again")
+
+
+def _settled(bound: PrivacyPlan | None, told: Mapping[str, Settled]) -> dict[str, Any]:
+    """What the sites' ledgers were charged and say."""
+    if bound is None:
+        return {"charged": None, "ledgers": None}
+    charged: dict[str, Event] = {
+        site: Repeated(event=bound.step_event(), count=one.steps) for site, one in told.items() if one.steps
+    }
+    ledgers = {site: one.ledger.model_dump() for site, one in told.items() if one.ledger is not None}
+    return {"charged": charged or None, "ledgers": ledgers or None}
+
+
+def _session(opening: Open) -> str:
+    return f"run {opening.run} attempt {opening.attempt}"

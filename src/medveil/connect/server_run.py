@@ -1,0 +1,105 @@
+"""What the server remembers of a run from one of its jobs to the next, and what it tells whoever watches."""
+
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medveil.federation.remote import Happening
+from medveil.study.folder import RunFolder, read_json, write_json
+from medveil.study.progress import Tick
+
+
+class RunMemory:
+    """``state/network.json``: the run's sites, and how often it was begun.
+
+    Args:
+        folder: of the run.
+        sites: of this job; the first job's stay those of the run.
+    """
+
+    def __init__(self, folder: RunFolder, sites: tuple[str, ...]) -> None:
+        self._path = folder.state / "network.json"
+        known: dict[str, Any] = read_json(self._path) if self._path.exists() else {"sites": sorted(sites), "attempt": 0}
+        self.sites: tuple[str, ...] = tuple(known["sites"])
+        self.attempt = int(known["attempt"]) + 1
+        write_json(self._path, {"sites": list(self.sites), "attempt": self.attempt})
+
+
+class Events:
+    """``events.jsonl`` and ``progress.json`` in the run's folder: what happened, and where the run stands, in words.
+
+    Args:
+        folder: of the run.
+        sites: of the run.
+    """
+
+    def __init__(self, folder: RunFolder, sites: tuple[str, ...]) -> None:
+        self._events = folder.path / "events.jsonl"
+        self._status = folder.path / "progress.json"
+        self._lock = threading.Lock()
+        self._sites = dict.fromkeys(sites, "not heard of yet")
+        self._round = self._rounds = 0
+        self._note = "waiting for the sites"
+
+    def note(self, text: str) -> None:
+        """A new part of the run begins."""
+        with self._lock:
+            self._note = text
+            self._write("note", text)
+
+    def tick(self, tick: Tick) -> None:
+        """A site answered, or a round ended."""
+        with self._lock:
+            self._round, self._rounds = tick.round, tick.rounds
+            back = "" if tick.sites_back == tick.sites else f", {tick.sites_back} of {tick.sites} sites back"
+            score = "" if tick.score is None else f", {tick.metric} {tick.score:.3f}"
+            self._note = f"training, round {tick.round} of {tick.rounds}{back}{score}"
+            self._save()
+
+    def happened(self, happening: Happening) -> None:
+        """Something happened at a site."""
+        with self._lock:
+            self._sites[happening.site] = happening.text
+            self._write(happening.what, happening.text, happening.site)
+
+    def joined(self, site: str) -> None:
+        """A site is there."""
+        with self._lock:
+            self._sites[site] = "takes part"
+            self._write("joined", "takes part", site)
+
+    def told(self) -> list[dict[str, Any]]:
+        """Everything that happened, jobs before this one included, without notices."""
+        if not self._events.exists():
+            return []
+        lines = [json.loads(line) for line in self._events.read_text(encoding="utf-8").splitlines()]
+        return [line for line in lines if line["what"] not in ("notice", "note")]
+
+    def _write(self, what: str, text: str, site: str | None = None) -> None:
+        line = {"at": _now(), "what": what, "site": site, "round": self._round, "text": text}
+        with self._events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, sort_keys=True) + "\n")
+        self._save()
+
+    def _save(self) -> None:
+        write_json(
+            self._status,
+            {"at": _now(), "stands": self._note, "round": self._round, "rounds": self._rounds, "sites": self._sites},
+        )
+
+
+def returned_sites(folder: Path) -> frozenset[str]:
+    """Sites that came back while a run went on without them, as the engine noted."""
+    return frozenset(path.name for path in folder.glob("*")) if folder.is_dir() else frozenset()
+
+
+def note_returned(folder: Path, site: str) -> None:
+    """Note that a site came back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / site).touch()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

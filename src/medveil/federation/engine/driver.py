@@ -1,0 +1,103 @@
+"""The engine's transport: one TLS 1.3 connection a peer, certificates and their revocation checked."""
+
+import logging
+import socket
+import threading
+import time
+from typing import Any
+
+from nvflare.fuel.f3 import communicator
+from nvflare.fuel.f3.drivers import net_utils
+from nvflare.fuel.f3.drivers.base_driver import BaseDriver
+from nvflare.fuel.f3.drivers.connector_info import ConnectorInfo
+from nvflare.fuel.f3.drivers.driver_params import DriverCap, DriverParams
+from nvflare.fuel.utils import url_utils
+
+from medveil.errors import MedveilError
+from medveil.federation.engine.connection import TlsConnection
+from medveil.federation.engine.listener import Listener, in_words, own_files
+from medveil.federation.engine.tls import TlsSocket, client_context
+
+SCHEME = "medveil"
+HANDSHAKE_S = 10.0
+CONNECT_S = 5.0
+RETRY_S = 1.0
+TELL_EVERY_S = 15.0
+
+_log = logging.getLogger("medveil.network")
+
+
+class TlsDriver(BaseDriver):  # type: ignore[misc]
+    """Connects and listens for the scheme ``medveil``: always mutual TLS 1.3, whatever else a configuration asks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listener: Listener | None = None
+        self._stopped = threading.Event()
+
+    @staticmethod
+    def supported_transports() -> list[str]:
+        """The one scheme."""
+        return [SCHEME]
+
+    @staticmethod
+    def capabilities() -> dict[str, Any]:
+        """The engine sends its heartbeats, and may ask for a secure connection."""
+        return {DriverCap.SEND_HEARTBEAT.value: True, DriverCap.SUPPORT_SSL.value: True}
+
+    @staticmethod
+    def get_urls(scheme: str, resources: dict[str, Any]) -> tuple[str, str]:
+        """Where a listener for the job processes of this machine is reached, and where it listens: loopback."""
+        port = net_utils.get_open_tcp_port(resources)
+        return f"{scheme}://127.0.0.1:{port}", f"{scheme}://127.0.0.1:{port}"
+
+    def listen(self, connector: ConnectorInfo) -> None:
+        """Serve until :meth:`shutdown`."""
+        self.connector = connector
+        self._listener = Listener(connector.params, self._serve)
+        self._listener.serve()
+
+    def connect(self, connector: ConnectorInfo) -> None:
+        """Connect, patiently, and read until the connection ends."""
+        self.connector = connector
+        authority, certificate, key = own_files(connector.params)
+        context = client_context(authority, certificate, key)
+        address = (connector.params[DriverParams.HOST.value], int(connector.params[DriverParams.PORT.value]))
+        told = -TELL_EVERY_S
+        while not self._stopped.is_set() and not connector.stopped.is_set():
+            try:
+                sock = socket.create_connection(address, CONNECT_S)
+                tls = TlsSocket(sock, context, server_side=False, handshake_s=HANDSHAKE_S)
+            except (OSError, MedveilError) as error:
+                if time.monotonic() - told >= TELL_EVERY_S:
+                    told = time.monotonic()
+                    _log.warning("%s:%s cannot be reached (%s); trying again", *address, in_words(error))
+                self._stopped.wait(RETRY_S)
+                continue
+            _log.info("connected to %s:%s, which is %s", *address, tls.common_name)
+            self._serve(tls)
+            return
+
+    def _serve(self, tls: TlsSocket) -> None:
+        """Run one connection in the calling thread, from its first frame to its end."""
+        connection = TlsConnection(tls, self.connector)
+        self.add_connection(connection)
+        try:
+            connection.read_until_closed()
+        finally:
+            self.close_connection(connection)
+
+    def shutdown(self) -> None:
+        """Close the listener and every connection."""
+        self._stopped.set()
+        if self._listener is not None:
+            self._listener.close()
+        self.close_all()
+
+
+def install() -> None:
+    """Make the engine of this process know the scheme. To be called before its first cell starts."""
+    net_utils.SECURE_SCHEMES.add(SCHEME)  # identities of peers are then bound to their certificates
+    url_utils._SECURE_SCHEME_MAPPING.setdefault(SCHEME, SCHEME)  # noqa: SLF001 - the engine's list has no door
+    if communicator.driver_mgr.find_driver_class(SCHEME) is None:
+        communicator.driver_mgr.register(TlsDriver)

@@ -1,0 +1,70 @@
+"""What became of each job, in small files at the server: ``HOME/medveil/jobs/<job id>.json``."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+State = Literal["waiting", "running", "done", "failed", "again", "aborted"]
+RETURNED = "returned"
+"""Folder in ``HOME/medveil``: a file for each site that could take part again in the job that runs."""
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """One attempt at a run.
+
+    Attributes:
+        status: ``waiting`` until it starts, ``running`` while it does, then how it ended. One that says ``running``
+            while nothing runs was cut off.
+        of: the first job of the run.
+        attempt: 1 for the first job.
+        next: the job that continued this one, or None.
+        unstarted: how many attempts before this one ended before their program began.
+    """
+
+    status: State
+    of: str
+    attempt: int
+    next: str | None = None
+    unstarted: int = 0
+
+
+def status_file(home: Path, job_id: str) -> Path:
+    """Where the status of a job stands."""
+    return home / "medveil" / "jobs" / f"{job_id}.json"
+
+
+def read_status(home: Path, job_id: str) -> JobStatus:
+    """The status of a job; one without a file is the first of its run and waits."""
+    try:
+        return JobStatus(**json.loads(status_file(home, job_id).read_text("utf-8")))
+    except FileNotFoundError:
+        return JobStatus("waiting", job_id, 1)
+    except (OSError, ValueError, TypeError):
+        return JobStatus("failed", job_id, 1)  # damaged: never resumed by guess
+
+
+def write_status(home: Path, job_id: str, status: JobStatus) -> None:
+    """Replace the status of a job in one step."""
+    path = status_file(home, job_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".tmp")
+    with fresh.open("w", encoding="utf-8") as file:
+        json.dump(vars(status), file)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def known_jobs(home: Path) -> list[str]:
+    """Jobs that have a status, in no order."""
+    return [path.stem for path in (home / "medveil" / "jobs").glob("*.json")]
+
+
+def clear_returned(home: Path, before: float) -> None:
+    """Forget who returned before ``before``, seconds since 1970: the job that starts has them."""
+    for path in (home / "medveil" / RETURNED).glob("*"):
+        if path.stat().st_mtime < before:
+            path.unlink(missing_ok=True)
