@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 # The demo trains on real chest X-rays where MEDVEIL_DATA holds them, else on the built-in phantom.
 ifneq ($(wildcard $(MEDVEIL_DATA)/pneumoniamnist_28),)
 PLAN ?= plans/pneumonia-28-private.toml
+HOSPITALS ?= plans/pneumonia-28-hospitals.toml
 else
 PLAN ?= plans/phantom-private.toml
+HOSPITALS ?= plans/phantom-private.toml
 endif
-HOSPITALS ?= plans/pneumonia-28-hospitals.toml
 
 RUN ?= runs/demo-$(notdir $(basename $(PLAN)))
 

@@ -12,6 +12,25 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def _metrics_options(function: Function) -> Function:
+    """Options of the page for Prometheus."""
+    port = click.IntRange(0, 65535)
+    function = click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address of that page.")(
+        function
+    )
+    return click.option("--metrics-port", type=port, help="Serve a page of figures for Prometheus on this port.")(
+        function
+    )
+
+
+def _serve_metrics(kit: Path, port: int | None, host: str) -> None:
+    if port is not None:
+        from medveil.connect.metrics_page import serve_metrics
+
+        listener = serve_metrics(kit, port, host)
+        click.echo(f"Figures for Prometheus: http://{host}:{listener.server_port}/metrics", err=True)
+
+
 @click.group("connect")
 def command() -> None:
     """Run plans between hospitals: real processes, mutual TLS, every site in control of its own data.
@@ -51,10 +70,12 @@ def provision(folder: Path, plan: str | None, overrides: tuple[str, ...]) -> Non
     kits = make(folder)
     if plan is not None:
         from medveil.connect.setup import equip
+        from medveil.study.deal import deal
         from medveil.study.plan import load_plan
 
+        loaded = load_plan(plan, overrides)
         sites = {site.name: kits[site.name] for site in read_project(folder).sites}
-        equip(sites, load_plan(plan, overrides), folder / "data")
+        equip(sites, loaded, deal(loaded, folder / "data"))
     for name, kit in kits.items():
         click.echo(f"{name:<24}{kit}")
     click.echo(f"Give each its kit and nobody else's. Keep {folder / 'ca'} where nobody reads it.")
@@ -87,19 +108,23 @@ def identity(kit: Path) -> None:
 
 @command.command("server")
 @click.argument("kit", type=_FOLDER)
-def server(kit: Path) -> None:
+@_metrics_options
+def server(kit: Path, metrics_port: int | None, metrics_host: str) -> None:
     """Run the server of KIT in the foreground; Ctrl-C ends it, and runs go on when it starts again."""
     from medveil.connect.process import run_server
 
+    _serve_metrics(kit, metrics_port, metrics_host)
     run_server(kit)
 
 
 @command.command("site")
 @click.argument("kit", type=_FOLDER)
-def site(kit: Path) -> None:
+@_metrics_options
+def site(kit: Path, metrics_port: int | None, metrics_host: str) -> None:
     """Run the site of KIT in the foreground. It connects outwards only, and tries again until the server is there."""
     from medveil.connect.process import run_site
 
+    _serve_metrics(kit, metrics_port, metrics_host)
     run_site(kit)
 
 
@@ -159,6 +184,21 @@ def approve(kit: Path, plan_hash: str | None, refuse: bool, by: str) -> None:
     click.echo(f"{decision.decision}: {decision.plan} by {decision.by}")
 
 
+@command.command("fetch")
+@click.argument("kit", type=_FOLDER)
+@click.argument("job")
+@click.option("--out", required=True, type=_FOLDER, help="Folder for the run; new, or empty.")
+def fetch(kit: Path, job: str, out: Path) -> None:
+    """Bring the finished run of JOB (a run's last job) from the server, for the person of KIT, and make its report."""
+    from medveil.connect.job import Federation
+    from medveil.report.page import write_report
+
+    with Federation(kit) as federation:
+        folder = federation.fetch(job, out)
+    click.echo(f"Run: {folder}")
+    click.echo(f"Report: {write_report(folder)}")
+
+
 @command.command("logs")
 @click.argument("kit", type=_FOLDER)
 @click.argument("job", required=False)
@@ -181,6 +221,17 @@ def verify_log(kit: Path, head: str | None, public: str | None) -> None:
 
     verified = verify_site_log(kit, head=head, public=public)
     click.echo(f"{verified.lines} lines, unbroken and signed; head {verified.head}")
+
+
+@command.command("export-mlflow")
+@click.argument("run", type=_FOLDER)
+@click.option("--store", required=True, metavar="sqlite:///FILE", help="Where MLflow keeps its runs.")
+@click.option("--experiment", default="medveil", show_default=True, help="MLflow's name for a group of runs.")
+def export_mlflow(run: Path, store: str, experiment: str) -> None:
+    """Write plan, metrics and provenance of the finished RUN into MLflow's SQLite file; nothing is sent anywhere."""
+    from medveil.connect.mlflow_export import export_mlflow as export
+
+    click.echo(f"MLflow run {export(run, store, experiment=experiment)} in {store}")
 
 
 @command.command("trial")

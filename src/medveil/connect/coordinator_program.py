@@ -1,8 +1,9 @@
 """What the server does with a job: lead the sites through the plan, from the last committed round on."""
 
 import json
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +15,7 @@ from medveil import __version__
 from medveil.accounting.events import Event, Repeated
 from medveil.connect.gather import Gather
 from medveil.connect.home import Home, link_session
-from medveil.connect.jobs import check_networked, plan_of
+from medveil.connect.jobs import RESULT, check_networked, plan_of
 from medveil.connect.network_record import write_run
 from medveil.connect.server_run import Events, RunMemory, note_returned, returned_sites
 from medveil.connect.summing import Sums
@@ -22,9 +23,11 @@ from medveil.dp.plan import PrivacyPlan
 from medveil.errors import ConfigError, FederationError, MedveilError, ProtocolError, TooFewSitesError
 from medveil.federation.coordinator import least_sites
 from medveil.federation.engine.context import Ending, JobContext
-from medveil.federation.messages import Open, Ready, Settled, Stop, encode
+from medveil.federation.engine.status import note_spared, read_status
+from medveil.federation.messages import Farewell, Open, Ready, Settled, encode
 from medveil.federation.postman import Postman
 from medveil.federation.remote import Patience, Remote
+from medveil.rng import Seeds
 from medveil.study.arms import Journal, build_model, privacy_random
 from medveil.study.federated import (
     build_stages,
@@ -76,7 +79,7 @@ def run_coordinator(job: JobContext) -> Ending:
     """
     home = Home(job.home)
     plan = plan_of(job.app)
-    folder = RunFolder(home.run_folder(plan.name, first_job(job)))
+    folder = RunFolder(home.run_folder(plan.name, read_status(job.home, job.job_id).of))
     with folder.claim():
         events = Events(folder, job.sites)
         leader = Leader(job, home, plan, folder, events)
@@ -96,15 +99,6 @@ def run_coordinator(job: JobContext) -> Ending:
     return "done"
 
 
-def first_job(job: JobContext) -> str:
-    """The first of the jobs that this one goes on from, as the engine's controller noted it."""
-    path = job.home / "medveil" / "jobs" / f"{job.job_id}.json"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["of"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return job.job_id
-
-
 class Leader:
     """One job at the server.
 
@@ -122,6 +116,7 @@ class Leader:
         sessions = {site: link_session(job.job_id, site) for site in job.sites}
         self._postman = Postman(job.channel, sessions)
         self._remote: Remote | None = None
+        self._spared: set[str] = set()
 
     @property
     def is_final(self) -> bool:
@@ -130,7 +125,7 @@ class Leader:
 
     def close(self) -> None:
         """Say farewell to whoever is there, and end the links."""
-        farewell = encode(Stop(reason="the server's job ends"))
+        farewell = encode(Farewell(reason="the server's job ends"))
         for site in self._job.sites:
             self._postman.send(site, farewell)
         self._postman.flush(_FAREWELL_S)
@@ -164,6 +159,7 @@ class Leader:
             patience=self._patience(),
             watch=self._events.happened,
             stopped=self._job.abort.is_set,
+            gone=lambda: returned_sites(self._home.returned),  # who is there anew is not there as before
             traffic=earlier_traffic(journal.snapshot),
         )
         facts = self._gather(remote, here, lost)
@@ -225,7 +221,14 @@ class Leader:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             transport=ENGINE,
         )
+        self._leave_result()
         self._events.note("done")
+
+    def _leave_result(self) -> None:
+        """Leave the run where the engine hands a job's files to its submitter."""
+        result = self._job.app / RESULT
+        shutil.rmtree(result, ignore_errors=True)
+        shutil.copytree(self._folder.path, result, ignore=shutil.ignore_patterns("state", "*.tmp"))
 
     def _known(self, sites: tuple[str, ...]) -> dict[str, bytes]:
         """The sites' identity keys.
@@ -254,7 +257,7 @@ class Leader:
     def _gather(self, remote: Remote, here: list[str], lost: Mapping[str, str]) -> Ready:
         """What the sites run and hold; all the same, or the run cannot begin."""
         self._events.note("Waiting for the sites to agree to the plan")
-        least = least_sites(self._plan.federation, len(here) + len(lost)) - len(lost)
+        least = self._least(here, lost)
         first: list[Ready] = []
 
         def check(site: str, ready: Ready) -> None:
@@ -270,6 +273,14 @@ class Leader:
                 remedy='set federation.select = "last" without early stopping',
             )
         return first[0]
+
+    def _least(self, here: Sequence[str], lost: Mapping[str, str]) -> int:
+        """Fewest sites to begin with: as many as the training itself cannot spare."""
+        federation, sums = self._plan.federation, self._plan.privacy.secure_aggregation
+        if sums is None:
+            return least_sites(federation, len(here) + len(lost)) - len(lost)
+        groups = sums.deal([*here, *lost], Seeds(self._plan.seed))
+        return max(federation.min_sites, sum(len(group) - sums.dropouts_of(len(group)) for group in groups))
 
     def _check_ready(self, site: str, ready: Ready, first: list[Ready]) -> None:
         """Refuse a site that follows another plan or version, or whose images are of another kind.
@@ -306,9 +317,14 @@ class Leader:
         Raises:
             _ReturnedError: there are some, and this job is not a new one.
         """
+        gone = absent | {*remote.left}
+        if gone != self._spared:  # a round was committed without them
+            self._spared = gone
+            note_spared(self._job.home, read_status(self._job.home, self._job.job_id).of, sorted(gone))
         if self._job.abort.is_set() or time.perf_counter() - self._begun < _SETTLING_S:
             return
-        started_anew = returned_sites(self._home.returned) & (absent | {*remote.left})
+        for_good = {site for site, final in remote.left.items() if final}
+        started_anew = returned_sites(self._home.returned) & (gone - for_good)
         there = started_anew | {*remote.returned}
         for site in there - started_anew:
             note_returned(self._home.returned, site)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from nvflare.fuel.flare_api.api_spec import (
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from medveil.connect import kit_files
+from medveil.connect.jobs import RESULT
 from medveil.connect.kit import Kit, read_kit
-from medveil.errors import ConfigError, FederationError, MedveilError
+from medveil.errors import ConfigError, FederationError, MedveilError, RunError
 from medveil.federation.engine.driver import install
 
 APP = "app"
@@ -166,6 +168,35 @@ class Federation:
         """End a job; the run is not continued by another."""
         with _typed(self._kit):
             self._session.abort_job(job_id)
+
+    def fetch(self, job_id: str, folder: Path) -> Path:
+        """Bring the files of a run that is done onto this machine.
+
+        Args:
+            job_id: of its last job.
+            folder: new, or empty.
+
+        Returns:
+            ``folder``, with ``record.json``.
+
+        Raises:
+            RunError: the job left no record: it failed, or another job goes on with its run; or the folder holds files.
+            FederationError: the server refuses.
+        """
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError("The folder for the run is not empty", got=str(folder), remedy="choose another --out")
+        with tempfile.TemporaryDirectory() as temporary, _typed(self._kit):
+            place = Path(self._session.download_job_result(job_id, temporary))
+            found = sorted(place.rglob(f"{RESULT}/record.json"))
+            if not found:
+                raise RunError(
+                    "The job left no record",
+                    got=f"job {job_id}",
+                    expected="the last job of a run that is done",
+                    remedy="see how it stands: medveil connect status KIT",
+                )
+            shutil.copytree(found[0].parent, folder, dirs_exist_ok=True)
+        return folder
 
     def log(self, job_id: str) -> str:
         """The server's log of a job that has ended; those of the sites stay at the sites."""

@@ -10,6 +10,8 @@ from medveil.study.parties import is_pooled
 from medveil.study.plan import Plan
 
 PLAN_FILE = "plan.json"
+RESULT = "medveil-run"
+"""Folder beside the job's own files in which the server leaves a finished run."""
 _LARGEST = 1 << 20
 
 

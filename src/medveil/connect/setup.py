@@ -12,7 +12,6 @@ from medveil.data.sources.share import ShareSource
 from medveil.errors import ConfigError
 from medveil.models.architecture import architecture_hash
 from medveil.study.arms import build_model
-from medveil.study.deal import deal
 from medveil.study.plan import Plan
 from medveil.study.prepare import prepare_own
 from medveil.study.privacy import bind_plan
@@ -67,21 +66,19 @@ def describe_federation(folder: Path, *, name: str, sites: Sequence[str], host: 
     return path
 
 
-def equip(kits: Mapping[str, Path], plan: Plan, data: Path) -> None:
-    """For a trial: deal a plan's data out to the kits of the sites, with a policy that allows this very plan.
+def equip(kits: Mapping[str, Path], plan: Plan, shares: Mapping[str, ShareSource]) -> None:
+    """For a trial: give the sites their shares of a plan's data, and a policy that allows this very plan.
 
     What stands in a kit already stays.
 
     Args:
         kits: by site.
         plan: whose data, and whom the policies are written for.
-        data: folder for the shares.
+        shares: by site, of :func:`medveil.study.deal.deal`.
 
     Raises:
         ConfigError: the plan has other sites than there are kits.
-        DataError: as the plan's data raise it.
     """
-    shares = deal(plan, data)
     if sorted(shares) != sorted(kits):
         raise ConfigError(
             "The plan's data are not dealt to the sites of the federation",

@@ -5,7 +5,7 @@ site's own, other sites' keys come from the site's own roster.
 """
 
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 
 from medveil.connect.audit_log import AuditLog
@@ -24,7 +24,7 @@ from medveil.errors import (
     RunError,
 )
 from medveil.federation.engine.context import JobContext
-from medveil.federation.messages import Decline, Notice, Stop, decode, encode
+from medveil.federation.messages import Decline, Farewell, Notice, decode, encode
 from medveil.federation.postman import Postman
 from medveil.models.architecture import architecture_hash
 from medveil.study.arms import build_model
@@ -101,10 +101,11 @@ class _Visit:
             log=self._log,
             allow=lambda sites: self._check(own, sites),
         )
-        while not run.finished:
-            arrival = self._next()
-            for answer in run.receive(arrival):
-                self._tell(answer)
+        with closing(run):
+            while not run.finished:
+                arrival = self._next()
+                for answer in run.receive(arrival):
+                    self._tell(answer)
         self._postman.flush(10.0)
         self._log.append("job-ended", plan=plan.digest(), job=self._job.job_id)
 
@@ -182,7 +183,7 @@ class _Visit:
 
     def _pause(self) -> None:
         arrival = self._postman.next(_POLL_S)
-        if arrival is not None and isinstance(decode(arrival.data)[0], Stop):
+        if arrival is not None and isinstance(decode(arrival.data)[0], Farewell):
             raise InterruptedRunError("The server ended the run")
         if arrival is not None:
             raise ProtocolError("A message arrived before this site was ready")

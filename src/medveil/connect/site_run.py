@@ -19,6 +19,7 @@ from medveil.dp.plan import PrivacyPlan
 from medveil.errors import AuthenticityError, PolicyError, ProtocolError, RunError
 from medveil.federation.messages import (
     Ask,
+    Farewell,
     LedgerHead,
     Open,
     Ready,
@@ -111,6 +112,7 @@ class SiteRun:
         self._notes: TallyNotes | None = None
         self._outbox: Path | None = None
         self._seconds = 0.0
+        self._round = 0
         self._held: IO[str] | None = None
 
     def receive(self, data: bytes) -> list[bytes]:
@@ -122,6 +124,9 @@ class SiteRun:
         message, tensors = decode(data)
         if isinstance(message, Open):
             return self._begin(message)
+        if isinstance(message, Farewell):
+            self.finished = True
+            return []
         if isinstance(message, Stop):
             return self._stop(data)
         if isinstance(message, Ask):
@@ -131,6 +136,7 @@ class SiteRun:
         if self._site is None:
             raise ProtocolError("A message arrived before the run began", got=type(message).__name__)
         if isinstance(message, Task) and message.train:
+            self._round = message.round
             self._log.append("step-asked", plan=self._own.plan.digest(), round=message.round)
         return self._site.receive(data)
 
@@ -261,10 +267,13 @@ class SiteRun:
         return fingerprint(*vectors)
 
     def _stop(self, data: bytes) -> list[bytes]:
-        """The first ends the training, the second the run."""
+        """The training has ended: settle the ledger. What was contributed stays until the last round is summed.
+
+        Raises:
+            ProtocolError: it ended before, or never began.
+        """
         if self._site is None or self._site.finished:
-            self.finished = True
-            return []
+            raise ProtocolError("The end of the training was told twice, or before it began")
         self._site.receive(data)
         steps = ledger = None
         if self._account is not None:
@@ -272,9 +281,14 @@ class SiteRun:
             told = self._account.close()
             ledger = LedgerHead(**told) if self._own.config.tell_ledger else None
             self._log.append("ledger-closed", plan=self._own.plan.digest(), steps=steps, head=told["head"])
-        if self._outbox is not None:
+        if self._outbox is not None and self._round == self._own.plan.federation.rounds:
             Outbox(self._outbox).clear()
         return [encode(Settled(steps=steps, ledger=ledger, protocol_seconds=round(self._seconds, 4)))]
+
+    def close(self) -> None:
+        """Let other processes of this site into the run."""
+        if self._held is not None:
+            self._held.close()
 
     def _count(self, seconds: float) -> None:
         self._seconds += seconds

@@ -52,11 +52,11 @@ class Trial:
 
     Args:
         kits: by name; the server's is "server".
-        say: told in words what happens.
+        launch: words before a party's command, by name: to run it in a network of its own.
     """
 
-    def __init__(self, kits: Mapping[str, Path], say: Callable[[str], None]) -> None:
-        self._kits, self._say = dict(kits), say
+    def __init__(self, kits: Mapping[str, Path], launch: Mapping[str, Sequence[str]] | None = None) -> None:
+        self._kits, self._launch = dict(kits), dict(launch or {})
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class Trial:
         verb = "server" if name == "server" else "site"
         with (kit / "output.txt").open("ab") as output:
             self._processes[name] = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "medveil", "connect", verb, str(kit)],
+                [*self._launch.get(name, ()), sys.executable, "-m", "medveil", "connect", verb, str(kit)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -5,14 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medveil.connect.job import Federation
+from medveil.connect.jobs import check_networked
 from medveil.connect.project import read_project
 from medveil.connect.provision import SERVER_KIT, provision
 from medveil.connect.setup import LEAD, describe_federation, equip
 from medveil.connect.submitting import submit_plan
 from medveil.connect.trial import Kill, Trial, follow, wait_for_sites
 from medveil.errors import ConfigError
+from medveil.study.deal import deal
 from medveil.study.plan import Plan
-from medveil.study.record import known_sites
 
 
 def try_plan(
@@ -38,14 +39,13 @@ def try_plan(
         ``out/run``: a copy of the server's run folder.
 
     Raises:
-        ConfigError: the plan leaves the number of sites to its data, or a fault names nobody.
+        ConfigError: the plan cannot run over a network, or a fault names nobody.
         MedveilError: as the run raises it.
     """
     faults = [Kill.parse(text) for text in kills]
-    number = known_sites(plan)
-    if number is None:
-        raise ConfigError("The plan does not say how many sites there are", remedy='set data.partition.kind = "iid"')
-    names = [f"site-{one:0{len(str(number))}}" for one in range(1, number + 1)]
+    check_networked(plan)
+    shares = deal(plan, out / "data")
+    names = sorted(shares)
     strangers = {fault.who for fault in faults} - {SERVER_KIT, *names}
     if strangers:
         raise ConfigError("A fault names nobody of the trial", got=", ".join(sorted(strangers)), expected=names)
@@ -53,9 +53,9 @@ def try_plan(
         describe_federation(out, name="trial", sites=names, host="localhost", port=port)
     kits = provision(out)
     sites = {site.name: kits[site.name] for site in read_project(out).sites}
-    equip(sites, plan, out / "data")
+    equip(sites, plan, shares)
     say(f"{len(sites)} sites provisioned under {out}; starting the server and them")
-    with Trial({SERVER_KIT: kits[SERVER_KIT], **sites}, say) as trial:
+    with Trial({SERVER_KIT: kits[SERVER_KIT], **sites}) as trial:
         with Federation(kits[LEAD]) as federation:
             wait_for_sites(federation.connected, list(sites), trial)
             job, _ = submit_plan(federation, plan, list(sites))

@@ -191,10 +191,34 @@ class Settled(Message):
     protocol_seconds: float = Field(ge=0, le=1e9)
 
 
-AnyMessage = Join | Task | Result | Scores | Stop | Sealed | Ready | Open | Notice | Decline | Ask | Answer | Settled
+class Farewell(Message):
+    """Coordinator to site: nothing more comes in this job. The training may go on in another one."""
+
+    kind = 14
+    reason: Text
+
+
+AnyMessage = (
+    Join | Task | Result | Scores | Stop | Sealed | Ready | Open | Notice | Decline | Ask | Answer | Settled | Farewell
+)
 _KINDS: dict[int, type[AnyMessage]] = {
     message.kind: message
-    for message in (Join, Task, Result, Scores, Stop, Sealed, Ready, Open, Notice, Decline, Ask, Answer, Settled)
+    for message in (
+        Join,
+        Task,
+        Result,
+        Scores,
+        Stop,
+        Sealed,
+        Ready,
+        Open,
+        Notice,
+        Decline,
+        Ask,
+        Answer,
+        Settled,
+        Farewell,
+    )
 }
 _FRAME_NAME = "frame"
 

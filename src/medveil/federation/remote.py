@@ -8,13 +8,14 @@ from typing import Protocol
 
 from medveil.errors import InterruptedRunError, MessageError, ProtocolError
 from medveil.federation.coordinator import Coordinator, Outgoing
-from medveil.federation.messages import Decline, Notice, Stop, decode, encode, kind_of
+from medveil.federation.messages import Decline, Farewell, Notice, decode, encode, kind_of
 from medveil.federation.postman import Arrival, Postman
 from medveil.federation.transport import Traffic
 
 _POLL_S = 0.1
 _SMALL = 1 << 16
 _HEARD_AGAIN_S = 5.0
+_SURELY_GONE_S = 5.0
 
 
 class Machine(Protocol):
@@ -55,7 +56,7 @@ class Patience:
         answer_s: longest time for one answer of a site that is alive.
     """
 
-    dead_after_s: float = 15.0
+    dead_after_s: float = 12.0
     hold_s: float = 120.0
     answer_s: float = 3600.0
 
@@ -85,7 +86,7 @@ class Remote:
         patience: how long to wait.
         watch: told what happens.
         stopped: whether the run was ended from outside.
-        gone: sites whose process the engine knows to be dead.
+        gone: sites whose process the engine knows, or believes, to be dead: once they are silent too, they are.
         traffic: bytes of earlier parts of the run, to count on from.
     """
 
@@ -195,7 +196,7 @@ class Remote:
 
     def _verdict(self, site: str, silent: float, *, spare: bool, gone: bool) -> str | None:
         """Why a site is taken for dead; None while it is not."""
-        if gone:
+        if gone and silent > _SURELY_GONE_S:
             return "The site's process ended"
         if silent <= self._patience.dead_after_s:
             if site in self._silent:
@@ -214,7 +215,7 @@ class Remote:
         self._left.add(site)
         self._final[site] = final
         self._watch(Happening("lost", site, reason))
-        self._postman.send(site, encode(Stop(reason="The run goes on without this site")))
+        self._postman.send(site, encode(Farewell(reason="The run goes on without this site")))
         return machine.lose(site, reason)
 
     @property

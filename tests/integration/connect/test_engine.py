@@ -23,7 +23,7 @@ def under_way(running, job_id):
 def test_frames_go_round_between_all_sites_and_the_coordinator(running):
     job_id = running.submit({"measure": True})
     running.until(lambda: ended(running, job_id))
-    assert running.state(job_id) == {"status": "done", "of": job_id, "attempt": 1, "next": None}
+    assert running.state(job_id) == {"status": "done", "of": job_id, "attempt": 1, "next": None, "unstarted": 0}
     report = running.report(job_id)
     lead = {"name": "lead@a.org", "org": "a", "role": "lead"}
     assert report["sites"] == list(running.sites)
@@ -87,7 +87,7 @@ def test_a_run_whose_coordinator_is_killed_goes_on_in_a_further_job(running, vic
         os.kill(running.job_process("server").pid, signal.SIGKILL)
     second = running.until(lambda: running.state(first).get("next"), 40)
     running.until(lambda: under_way(running, second), 60)
-    assert running.state(second) == {"status": "running", "of": first, "attempt": 2, "next": None}
+    assert running.state(second) == {"status": "running", "of": first, "attempt": 2, "next": None, "unstarted": 0}
     assert running.report(second)["submitter"]["name"] == "lead@a.org"
     running.release()
     running.until(lambda: ended(running, second))

@@ -20,9 +20,10 @@ from nvflare.fuel.f3.drivers.connector_info import Mode
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from medveil.connect.provision import provision, revoke
-from medveil.errors import ConfigError
+from medveil.errors import AuthenticityError, ConfigError
 from medveil.federation.engine import connection as connections
 from medveil.federation.engine.connection import Endpoints, TlsConnection
+from medveil.federation.engine.driver import check_peer
 from medveil.federation.engine.listener import Listener
 from medveil.federation.engine.tls import TlsSocket, client_context
 
@@ -358,3 +359,12 @@ def test_a_stalled_connection_reports_the_engines_own_error(pair, monkeypatch):
     server, _ = pair
     with pytest.raises(CommError):
         endpoint(server).send_frame(bytes(64 << 20))
+
+
+def test_a_site_cannot_answer_in_place_of_the_server(folder):
+    own = folder / "kits" / "site-1" / "startup" / "client.crt"
+    check_peer("localhost", "localhost", own)
+    check_peer("site-1", "127.0.0.1", own)  # its own parent process
+    for name, host in (("site-2", "localhost"), ("site-1", "localhost"), ("site-2", "127.0.0.1")):
+        with pytest.raises(AuthenticityError, match="Another participant answers"):
+            check_peer(name, host, own)

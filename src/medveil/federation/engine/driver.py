@@ -4,8 +4,10 @@ import logging
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
+from cryptography import x509
 from nvflare.fuel.f3 import communicator
 from nvflare.fuel.f3.drivers import net_utils
 from nvflare.fuel.f3.drivers.base_driver import BaseDriver
@@ -13,12 +15,13 @@ from nvflare.fuel.f3.drivers.connector_info import ConnectorInfo
 from nvflare.fuel.f3.drivers.driver_params import DriverCap, DriverParams
 from nvflare.fuel.utils import url_utils
 
-from medveil.errors import MedveilError
+from medveil.errors import AuthenticityError, MedveilError
 from medveil.federation.engine.connection import TlsConnection
 from medveil.federation.engine.listener import Listener, in_words, own_files
 from medveil.federation.engine.tls import TlsSocket, client_context
 
 SCHEME = "medveil"
+LOOPBACK = "127.0.0.1"
 HANDSHAKE_S = 10.0
 CONNECT_S = 5.0
 RETRY_S = 1.0
@@ -49,7 +52,7 @@ class TlsDriver(BaseDriver):  # type: ignore[misc]
     def get_urls(scheme: str, resources: dict[str, Any]) -> tuple[str, str]:
         """Where a listener for the job processes of this machine is reached, and where it listens: loopback."""
         port = net_utils.get_open_tcp_port(resources)
-        return f"{scheme}://127.0.0.1:{port}", f"{scheme}://127.0.0.1:{port}"
+        return f"{scheme}://{LOOPBACK}:{port}", f"{scheme}://{LOOPBACK}:{port}"
 
     def listen(self, connector: ConnectorInfo) -> None:
         """Serve until :meth:`shutdown`."""
@@ -65,10 +68,14 @@ class TlsDriver(BaseDriver):  # type: ignore[misc]
         address = (connector.params[DriverParams.HOST.value], int(connector.params[DriverParams.PORT.value]))
         told = -TELL_EVERY_S
         while not self._stopped.is_set() and not connector.stopped.is_set():
+            sock = None
             try:
                 sock = socket.create_connection(address, CONNECT_S)
                 tls = TlsSocket(sock, context, server_side=False, handshake_s=HANDSHAKE_S)
+                check_peer(tls.common_name, address[0], certificate)
             except (OSError, MedveilError) as error:
+                if sock is not None:
+                    sock.close()
                 if time.monotonic() - told >= TELL_EVERY_S:
                     told = time.monotonic()
                     _log.warning("%s:%s cannot be reached (%s); trying again", *address, in_words(error))
@@ -82,6 +89,8 @@ class TlsDriver(BaseDriver):  # type: ignore[misc]
         """Run one connection in the calling thread, from its first frame to its end."""
         connection = TlsConnection(tls, self.connector)
         self.add_connection(connection)
+        if self._stopped.is_set():  # shut down meanwhile: nobody else would close this one
+            connection.close()
         try:
             connection.read_until_closed()
         finally:
@@ -93,6 +102,30 @@ class TlsDriver(BaseDriver):  # type: ignore[misc]
         if self._listener is not None:
             self._listener.close()
         self.close_all()
+
+
+def check_peer(name: str, host: str, own_certificate: Path) -> None:
+    """Whether who answered is whom we called: the server by its host's name, or on this machine our own parent.
+
+    Args:
+        name: common name of the peer's certificate.
+        host: what was connected to.
+        own_certificate: of this process.
+
+    Raises:
+        AuthenticityError: somebody else of the federation answered.
+    """
+    expected = {host}
+    if host == LOOPBACK:
+        own = x509.load_pem_x509_certificate(own_certificate.read_bytes())
+        expected.add(str(own.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value))
+    if name not in expected:
+        raise AuthenticityError(
+            "Another participant answers in place of the one that was called",
+            got=name,
+            expected=" or ".join(sorted(expected)),
+            remedy="ask the network's administrator where this name leads",
+        )
 
 
 def install() -> None:

@@ -16,7 +16,14 @@ from nvflare.fuel.f3.message import Message
 from nvflare.private.defs import CellChannel, CellChannelTopic, ClientType, JobFailureMsgKey
 from nvflare.private.fed.server.job_cmds import CLONED_META_KEYS
 
-from medveil.federation.engine.status import RETURNED, JobStatus, known_jobs, read_status, write_status
+from medveil.federation.engine.status import (
+    RETURNED,
+    JobStatus,
+    known_jobs,
+    read_status,
+    spared_sites,
+    write_status,
+)
 
 SUBMITTER_KEYS = (JobMetaKey.SUBMITTER_NAME, JobMetaKey.SUBMITTER_ORG, JobMetaKey.SUBMITTER_ROLE)
 
@@ -98,6 +105,9 @@ class Resumer(FLComponent):  # type: ignore[misc]
         kept = {*CLONED_META_KEYS, *(key.value for key in SUBMITTER_KEYS)}
         meta = {str(key): value for key, value in job.meta.items() if str(key) in kept}
         meta[JobMetaKey.CLONED_FROM.value] = job.job_id
+        spared = spared_sites(self._home, status.of)
+        needed = [site for site in job.meta.get(JobMetaKey.MANDATORY_CLIENTS.value) or [] if site not in spared]
+        meta |= {JobMetaKey.MANDATORY_CLIENTS.value: needed, JobMetaKey.MIN_CLIENTS.value: max(1, len(needed))}
         if job.meta.get(JobMetaKey.STATUS.value) in {RunStatus.RUNNING.value, RunStatus.DISPATCHED.value}:
             manager.set_status(job.job_id, RunStatus.ABANDONED, fl_ctx)  # type: ignore[attr-defined]
         meta = manager.clone(from_jid=job.job_id, meta=meta, fl_ctx=fl_ctx)  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,6 +57,27 @@ def write_status(home: Path, job_id: str, status: JobStatus) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+
+
+def note_spared(home: Path, first_job: str, sites: Sequence[str]) -> None:
+    """Note which sites a run can go on without, so that a further job does not wait for them."""
+    path = _spared_file(home, first_job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(sorted(sites)), "utf-8")
+    fresh.replace(path)
+
+
+def spared_sites(home: Path, first_job: str) -> frozenset[str]:
+    """Sites that :func:`note_spared` noted last; none where nothing can be read."""
+    try:
+        return frozenset(json.loads(_spared_file(home, first_job).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return frozenset()
+
+
+def _spared_file(home: Path, first_job: str) -> Path:
+    return home / "medveil" / "jobs" / f"{first_job}.spared"
 
 
 def known_jobs(home: Path) -> list[str]:

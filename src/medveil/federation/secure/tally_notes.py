@@ -13,7 +13,7 @@ class TallyNotes:
     """What was summed in one run at one site; on disk when a method returns.
 
     A sum over all sites and a sum over all but one differ by that one site's vector; many models' test scores tell more
-    of the test images than one model's. So a run's statistic is given from one origin, and opened over one set of sites.
+    of the test images than one model's. So a run's statistic has one origin, and is opened over one set of sites.
 
     Args:
         path: of the file; made with the first note.
