@@ -18,7 +18,7 @@ FEDERATION ?= runs/federation
 # Faults for the federation: make federation KILL="--kill site-2@step:30"
 KILL ?=
 
-.PHONY: demo federation test check install clean
+.PHONY: demo federation live test check install clean
 
 demo: $(VENV)/installed
 	$(BIN)/medveil train $(PLAN) --out $(RUN) --no-report
@@ -32,6 +32,10 @@ federation: $(VENV)/installed-nvflare
 # Two processes, a file at a time; each keeps to one thread, or they would fight over the cores.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# Faults and attacks on real processes with certificates, one after the other: minutes.
+live: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m live tests/integration
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -5,16 +5,17 @@ OMP_NUM_THREADS=1 python benchmarks/network_faults.py [CASE ...] [--rounds 25] [
 Root only. The server, every site and the submitter have a network namespace of their own and real TCP between them;
 `peers/netem.c` loses, delays and limits their packets (what a line's figures mean is said there). Latency is of the
 round trip: half of it each way, on the sites' lines. Loss is of every packet, each way, on the sites' lines. The rate
-is of every line, the server's too, each way. A plug that is pulled is site-2's, in the middle of the run.
+is of every line, the server's too, each way. A plug that is pulled is scanner-2's, in the middle of the run.
 
-The noise is from seeded generators here, so that the final weights of two runs can be compared bit by bit; real runs
-draw it from the system.
+The plan is of three sites that compute little, so that times are those of the network. Its noise is from seeded
+generators, so that the final weights of two runs can be compared bit by bit; real runs draw it from the system.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -34,17 +35,25 @@ from medveil.connect.job import Federation
 from medveil.connect.provision import SERVER_KIT, provision
 from medveil.connect.setup import LEAD, describe_federation, equip
 from medveil.connect.submitting import submit_plan
-from medveil.connect.trial import Trial, follow, wait_for_sites
+from medveil.connect.trial import Kill, Trial, follow, wait_for_sites
+from medveil.errors import MedveilError
 from medveil.study.deal import deal
 from medveil.study.plan import load_plan
 
 PORT = 8170
-SITES = ("site-1", "site-2", "site-3")
-VICTIM = "site-2"
+SITES = ("scanner-1", "scanner-2", "scanner-3")
+VICTIM = "scanner-2"
 TIMEOUT_S = 900.0
-START_S = 3.0
+PLAN = (
+    "data.source={ kind = 'phantom', subjects = 120, scanners = 3, seed = 1 }",
+    "model={ kind = 'scattering', positions = [2, 2], order = 1 }",
+    "privacy.delta=1e-2",
+    "privacy.dp.sampling={ rate = 0.1, nominal_units = { scanner-1 = 20, scanner-2 = 20, scanner-3 = 20 } }",
+    "privacy.dp.noise={ multiplier = 4.0, generator = 'seeded' }",
+    "privacy.secure_aggregation.colluding=0",
+)
 WAITS = ["privacy.secure_aggregation.dropouts=0", "privacy.secure_aggregation.colluding=1"]
-LARGE = ['model={ kind = "resnet20" }', "training.view_pool=1", "privacy.dp.views=1"]
+LARGE = ["model={ kind = 'resnet20' }"]
 
 
 def latency(milliseconds):
@@ -70,9 +79,10 @@ class Case:
     Args:
         lines: what is done to the network before the processes start.
         overrides: of the plan.
-        cut_s: for so long site-2 is unplugged in the middle of the run.
-        kill: whether site-2's processes are killed in the middle, and started again.
+        cut_s: for so long scanner-2 is unplugged in the middle of the run.
+        kill: whether scanner-2's processes are killed in the middle, and started again.
         rounds: in place of those given.
+        at: the round after which the fault happens; 0: half of them.
         like: the case whose weights these must equal.
     """
 
@@ -81,6 +91,7 @@ class Case:
     cut_s: float = 0.0
     kill: bool = False
     rounds: int = 0
+    at: int = 0
     like: str = "clean"
 
 
@@ -91,39 +102,41 @@ CASES = {
     "latency": Case((latency(200),)),
     "rate": Case((rate(100),)),
     "all": Case(ALL),
-    "large-clean": Case((), tuple(LARGE), rounds=6, like="large-clean"),
-    "large-rate": Case((rate(100),), tuple(LARGE), rounds=6, like="large-clean"),
-    "large-all": Case(ALL, tuple(LARGE), rounds=6, like="large-clean"),
-    "cut-goes-on": Case((latency(200),), cut_s=60.0, rounds=200, like=""),
+    "large-clean": Case((), tuple(LARGE), rounds=4, like="large-clean"),
+    "large-rate": Case((rate(100),), tuple(LARGE), rounds=4, like="large-clean"),
+    "large-all": Case(ALL, tuple(LARGE), rounds=4, like="large-clean"),
+    "cut-goes-on": Case((latency(200),), cut_s=60.0, rounds=200, at=40, like=""),
     "waits-clean": Case((), tuple(WAITS), like="waits-clean"),
     "cut-waits": Case((), tuple(WAITS), cut_s=60.0, like="waits-clean"),
     "cut-waits-all": Case(ALL, tuple(WAITS), cut_s=60.0, like="waits-clean"),
-    "kill": Case((latency(200),), kill=True, rounds=200, like=""),
+    "kill": Case((latency(200),), kill=True, rounds=80, at=10, like=""),
 }
 
 
-class Fault(threading.Thread):
-    """Injures the run once it is half way."""
+class Cut(threading.Thread):
+    """Unplugs the victim once the run is at a round."""
 
-    def __init__(self, case, network, trial, server, half):
+    def __init__(self, network, server, number, seconds):
         super().__init__(daemon=True)
-        self._case, self._network, self._trial, self._server, self._half = case, network, trial, server, half
+        self._network, self._server, self._number, self._seconds = network, server, number, seconds
         self.at = self.mended = 0.0
 
     def run(self):
-        """Wait for the middle, then do it."""
-        while not any(_round(path) >= self._half for path in self._server.glob("medveil/runs/*/progress.json")):
+        """Wait for the round, then do it."""
+        while not any(_round(path) >= self._number for path in self._server.glob("medveil/runs/*/progress.json")):
             time.sleep(0.02)
         self.at = time.time()
-        if self._case.kill:
-            self._trial.kill(VICTIM)
-            time.sleep(START_S)
-            self._trial.start(VICTIM)
-        else:
-            self._network.cut(VICTIM)
-            time.sleep(self._case.cut_s)
-            self._network.join(VICTIM)
+        self._network.cut(VICTIM)
+        time.sleep(self._seconds)
+        self._network.join(VICTIM)
         self.mended = time.time()
+
+    def told(self, text):
+        """Note when the victim was killed and started again."""
+        if text.startswith("killing"):
+            self.at = time.time()
+        elif text.startswith("starting"):
+            self.mended = time.time()
 
 
 def _round(path):
@@ -136,8 +149,8 @@ def _round(path):
 def run_case(name, case, rounds, out, congestion):
     """Run one federation from nothing to its record; a row of figures."""
     rounds = case.rounds or rounds
-    overrides = [f"federation.rounds={rounds}", f"federation.validate_every={rounds}", *case.overrides]
-    plan = load_plan("pneumonia-28-hospitals", [*overrides, "privacy.dp.noise.generator=seeded"])
+    count = [f"federation.rounds={rounds}", f"federation.validate_every={rounds}"]
+    plan = load_plan("phantom-private", [*PLAN, *case.overrides, *count])
     shares = deal(plan, out / "data")
     with Network([SERVER_KIT, "lead", *SITES], congestion=congestion) as network:
         folder = out / name
@@ -157,13 +170,15 @@ def run_case(name, case, rounds, out, congestion):
                 before, load = network.stats(), os.getloadavg()[0]
                 begun = time.time()
                 job, _ = submit_plan(federation, plan, list(SITES))
-            fault = Fault(case, network, trial, kits[SERVER_KIT], rounds // 2)
-            if case.cut_s or case.kill:
+            number = case.at or rounds // 2
+            fault = Cut(network, kits[SERVER_KIT], number, case.cut_s)
+            if case.cut_s:
                 fault.start()
+            kills = (Kill(VICTIM, number),) if case.kill else ()
             error, path = "", None
             try:
-                path = follow(kits[SERVER_KIT], job, trial=trial, kills=(), say=lambda _: None, timeout=TIMEOUT_S)
-            except Exception as failure:
+                path = follow(kits[SERVER_KIT], job, trial=trial, kills=kills, say=fault.told, timeout=TIMEOUT_S)
+            except MedveilError as failure:
                 error = repr(failure)[:200]
             seconds = time.time() - begun
             after = network.stats()
@@ -190,7 +205,7 @@ def read(path, rounds, fault):
             "median": round(1e3 * statistics.median(steps)),
             "largest": round(1e3 * max(steps)),
         },
-        "lost": record["training"].get("lost", {}),
+        "lost": record["training"]["lost_sites"],
         "weights": digest[:16],
     }
     if fault.at:
@@ -207,7 +222,7 @@ def _seconds(event):
 def _traffic(before, after):
     """Of the server's line in MB, and what the sites' lines lost."""
     change = {
-        name: {way: {key: after[name][way][key] - before[name][way][key] for key in after[name][way]} for way in ways}
+        name: {way: {key: now - before[name][way][key] for key, now in told.items()} for way, told in ways.items()}
         for name, ways in after.items()
     }
     sites = [change[site][way] for site in SITES for way in ("out", "in")]
@@ -221,6 +236,12 @@ def _traffic(before, after):
     }
 
 
+def _end(*_):
+    """Leave by way of every ``with``, however often one is asked to."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit("ended")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", choices=[[], *CASES], default=[])
@@ -230,6 +251,7 @@ def main():
     given = parser.parse_args()
     if reason := why_not():
         sys.exit(reason)
+    signal.signal(signal.SIGTERM, _end)
     out = given.out or Path(tempfile.mkdtemp())
     results = out / "results.jsonl"
     rows = {}

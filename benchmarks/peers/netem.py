@@ -26,7 +26,7 @@ def why_not():
             return f"the command {need} is missing"
     if not Path("/dev/net/tun").exists():
         return "/dev/net/tun is missing"
-    name = f"mv{os.getpid()}probe"
+    name = f"mv{os.getpid()}-probe"
     if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode:
         return "network namespaces cannot be made"
     inside = subprocess.run(["ip", "netns", "exec", name, "true"], capture_output=True, check=False)
@@ -40,8 +40,8 @@ class Network:
     Args:
         names: of the machines; the first has address 10.77.0.1, the next 10.77.0.2, and so on.
         seed: of the losses.
-        congestion: TCP's way to find its speed, by default the system's. On a line with loss it decides: "bbr" passes over
-            losses, "reno" and "cubic" take each for a sign of a full line.
+        congestion: TCP's way to find its speed, by default the system's. On a line with loss it decides: "bbr" passes
+            over losses, "reno" and "cubic" take each for a sign of a full line.
     """
 
     def __init__(self, names, seed=1, congestion=None):
@@ -62,8 +62,7 @@ class Network:
             self._netem = subprocess.Popen(
                 [str(program), str(self._seed), *nodes], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            if (answer := self._netem.stdout.readline().strip()) != "ready":
-                raise RuntimeError(f"netem did not start: {answer}")
+            self._expect("ready")
             for name in self._spaces if self._congestion else ():
                 with self.entered(name):
                     Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text(self._congestion)
@@ -101,8 +100,12 @@ class Network:
             os.close(there)
 
     def set(self, name, **values):
-        """Change a line, both ways: ``delay`` and ``jitter`` in ms, ``loss`` 0 to 1, ``rate`` in Mbit/s, ``queue`` and
-        ``burst`` in kB."""
+        """Change a line, both ways.
+
+        Args:
+            name: of the machine.
+            values: ``delay`` and ``jitter`` in ms, ``loss`` from 0 to 1, ``rate`` in Mbit/s, ``queue`` in kB.
+        """
         for what, value in values.items():
             self._say(f"set {self._spaces[name]} {what} {value}")
 
@@ -115,18 +118,25 @@ class Network:
         self._say(f"join {self._spaces[name]}")
 
     def stats(self):
-        """By machine and way ("out", "in"): packets carried, lost, dropped from a full queue, met an open plug; bytes."""
+        """By machine and way ("out", "in"): packets carried, lost, dropped (queue full), unplugged; and bytes."""
         told = json.loads(self._ask("stats"))
         return {name: told[space] for name, space in self._spaces.items()}
 
     def _say(self, command):
-        if (answer := self._ask(command)) != "ok":
-            raise RuntimeError(f"netem: {answer}")
+        self._write(command)
+        self._expect("ok")
 
     def _ask(self, command):
+        self._write(command)
+        return self._netem.stdout.readline().strip()
+
+    def _write(self, command):
         self._netem.stdin.write(command + "\n")
         self._netem.stdin.flush()
-        return self._netem.stdout.readline().strip()
+
+    def _expect(self, answer):
+        if (got := self._netem.stdout.readline().strip()) != answer:
+            raise RuntimeError(f"netem: {got or 'it ended'}")
 
 
 def _enter(space):

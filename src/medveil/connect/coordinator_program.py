@@ -4,8 +4,10 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +39,9 @@ from medveil.study.federated import (
     model_sizes,
     outcome_of,
 )
-from medveil.study.folder import MetricsLog, RunFolder
+from medveil.study.folder import MetricsLog, RunFolder, write_text
+from medveil.study.manifest import verify_manifest
+from medveil.study.parties import steps_per_round
 from medveil.study.plan import Plan
 from medveil.study.privacy import bind_plan
 from medveil.study.record import known_sites
@@ -47,6 +51,9 @@ from medveil.training.device import be_deterministic, one_thread
 ENGINE = "nvflare"
 _FAREWELL_S = 10.0
 _SETTLING_S = 20.0
+_DISK_S = 60.0
+_LONGEST_WAIT_S = 120.0
+_MOST_FRUITLESS = 50
 
 
 class _ReturnedError(FederationError):
@@ -79,24 +86,57 @@ def run_coordinator(job: JobContext) -> Ending:
     """
     home = Home(job.home)
     plan = plan_of(job.app)
-    folder = RunFolder(home.run_folder(plan.name, read_status(job.home, job.job_id).of))
+    folder = RunFolder(home.run_folder(plan.name, job.nonce))
     with folder.claim():
-        events = Events(folder, job.sites)
-        leader = Leader(job, home, plan, folder, events)
-        try:
-            leader.lead()
-        except _ReturnedError as error:
-            events.note(error.what)
-            return "again"
-        except TooFewSitesError as error:
-            events.note(str(error))
-            return "failed" if leader.is_final else "again"
-        except MedveilError as error:
-            events.note(str(error))
-            return "again" if job.abort.is_set() else "failed"
-        finally:
-            leader.close()
+        if folder.manifest.exists():
+            return _finished_before(job, folder)
+        return _led(job, Leader(job, home, plan, folder, Events(folder, job.sites)))
+
+
+def _led(job: JobContext, leader: "Leader") -> Ending:
+    """How it ended."""
+    note = leader.events.note
+    try:
+        leader.lead()
+    except _ReturnedError as error:
+        note(error.what)
+        return "again"
+    except TooFewSitesError as error:
+        note(str(error))
+        if leader.is_final or leader.fruitless >= _MOST_FRUITLESS:
+            return "failed"
+        leader.wait(min(_LONGEST_WAIT_S, 2.0**leader.fruitless))
+        return "again"
+    except MedveilError as error:
+        note(str(error))
+        return "again" if job.abort.is_set() else "failed"
+    except OSError as error:
+        with suppress(OSError):
+            note(f"A file at the server cannot be used: {error.strerror}. Make room: the run goes on")
+        leader.wait(_DISK_S)
+        return "again"
+    finally:
+        leader.close()
     return "done"
+
+
+def _finished_before(job: JobContext, folder: RunFolder) -> Ending:
+    """The run was finished by a job that could not say so any more: nobody is asked for anything again."""
+    verify_manifest(folder.path)
+    postman = Postman(job.channel, {site: link_session(job.job_id, site) for site in job.sites})
+    for site in job.sites:
+        postman.send(site, encode(Farewell(reason="the run is finished")))
+    postman.flush(_FAREWELL_S)
+    postman.close()
+    leave_result(job, folder)
+    return "done"
+
+
+def leave_result(job: JobContext, folder: RunFolder) -> None:
+    """Leave the run where the engine hands a job's files to its submitter."""
+    result = job.app / RESULT
+    shutil.rmtree(result, ignore_errors=True)
+    shutil.copytree(folder.path, result, ignore=shutil.ignore_patterns("state", "*.tmp"))
 
 
 class Leader:
@@ -111,17 +151,27 @@ class Leader:
     """
 
     def __init__(self, job: JobContext, home: Home, plan: Plan, folder: RunFolder, events: Events) -> None:
-        self._job, self._home, self._plan, self._folder, self._events = job, home, plan, folder, events
+        self._job, self._home, self._plan, self._folder, self.events = job, home, plan, folder, events
         self._begun = time.perf_counter()
         sessions = {site: link_session(job.job_id, site) for site in job.sites}
         self._postman = Postman(job.channel, sessions)
         self._remote: Remote | None = None
-        self._spared: set[str] = set()
+        self._spared: set[str] | None = None
+        self._memory: RunMemory | None = None
 
     @property
     def is_final(self) -> bool:
         """Whether a site said that it will not take part, whatever is tried."""
         return self._remote is not None and any(self._remote.left.values())
+
+    @property
+    def fruitless(self) -> int:
+        """Jobs in a row, this one included, that began without a round more than the one before."""
+        return 0 if self._memory is None else self._memory.fruitless
+
+    def wait(self, seconds: float) -> None:
+        """Wait before the run goes on, so that a fault that stays does not make a loop."""
+        self._job.abort.wait(seconds)
 
     def close(self) -> None:
         """Say farewell to whoever is there, and end the links."""
@@ -142,11 +192,14 @@ class Leader:
         be_deterministic(torch.device("cpu"))
         bound = bind_plan(plan)
         folder.bind_plan({"plan_hash": plan.digest(), "plan": plan.model_dump(mode="json")})
-        memory = RunMemory(folder, self._job.sites)
+        write_text(folder.state / "run-id", self._job.nonce)
+        desk = ServerDesk(plan, folder, MetricsLog(folder.metrics), self.events)
+        journal = Journal(desk, "federated")
+        done = journal.snapshot.round if journal.snapshot else 0
+        first_job = read_status(self._job.home, self._job.job_id).of
+        memory = self._memory = RunMemory(folder, self._job.sites, first_job=first_job, rounds_done=done)
         roster = self._known(memory.sites)
         check_sites(bound, memory.sites)
-        desk = ServerDesk(plan, folder, MetricsLog(folder.metrics), self._events)
-        journal = Journal(desk, "federated")
         lost = dict(journal.snapshot.facts["lost"]) if journal.snapshot else {}
         back = lost.keys() & set(self._job.sites)  # the engine gives a job to sites that are there
         for site in back:
@@ -157,12 +210,12 @@ class Leader:
             self._postman,
             here,
             patience=self._patience(),
-            watch=self._events.happened,
+            watch=self.events.happened,
             stopped=self._job.abort.is_set,
             gone=lambda: returned_sites(self._home.returned),  # who is there anew is not there as before
             traffic=earlier_traffic(journal.snapshot),
         )
-        facts = self._gather(remote, here, lost)
+        facts = self._gather(remote, here, memory.sites)
         here = [site for site in here if site not in remote.left]
         first = self._network(facts)
         groups = secure_groups(
@@ -177,7 +230,7 @@ class Leader:
         opening = Open(
             run=folder.run_id(),
             attempt=memory.attempt,
-            rounds_done=journal.snapshot.round if journal.snapshot else 0,
+            rounds_done=done,
             sites=list(memory.sites),
             lost=sorted(lost),
         )
@@ -197,14 +250,24 @@ class Leader:
             after_round=lambda _round: self._look_for_returned(remote, {*memory.sites} - {*here}),
         )
         training_seconds = journal.seconds
-        settled = Gather(Settled, [site for site in coordinator.alive if site in here], least=0)
+        most = None if bound is None else bound.steps + steps_per_round(plan) * memory.attempt
+        unsettled = most if plan.privacy.secure_aggregation is None or bound is None else bound.steps
+        settled = Gather(
+            Settled, [site for site in coordinator.alive if site in here], least=0, check=partial(_check_settled, most)
+        )
         remote.lead(settled)
         for site, told in settled.gathered.items():
             clock.add(site, told.protocol_seconds)
         outcome = outcome_of(
-            plan, journal, coordinator, remote, secure=secure, clock=clock, **_settled(bound, settled.gathered)
+            plan,
+            journal,
+            coordinator,
+            remote,
+            secure=secure,
+            clock=clock,
+            **_settled(bound, settled.gathered, memory.sites, unsettled),
         )
-        self._events.note("Summing the sites' test scores")
+        self.events.note("Summing the sites' test scores")
         sums = Sums(plan, facts, remote, memory.sites, roster, outcome, session=_session(opening))
         write_run(
             plan,
@@ -215,20 +278,14 @@ class Leader:
             outcome=outcome,
             sums=sums.read(),
             pipeline=pipeline,
-            events=self._events.told(),
+            events=self.events.told(),
             sites=memory.sites,
             seconds={"federated": round(training_seconds, 3)},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             transport=ENGINE,
         )
-        self._leave_result()
-        self._events.note("done")
-
-    def _leave_result(self) -> None:
-        """Leave the run where the engine hands a job's files to its submitter."""
-        result = self._job.app / RESULT
-        shutil.rmtree(result, ignore_errors=True)
-        shutil.copytree(self._folder.path, result, ignore=shutil.ignore_patterns("state", "*.tmp"))
+        leave_result(self._job, self._folder)
+        self.events.note("done")
 
     def _known(self, sites: tuple[str, ...]) -> dict[str, bytes]:
         """The sites' identity keys.
@@ -254,15 +311,15 @@ class Leader:
             return Patience()
         return Patience(**json.loads(path.read_text(encoding="utf-8")))
 
-    def _gather(self, remote: Remote, here: list[str], lost: Mapping[str, str]) -> Ready:
+    def _gather(self, remote: Remote, here: list[str], sites: Sequence[str]) -> Ready:
         """What the sites run and hold; all the same, or the run cannot begin."""
-        self._events.note("Waiting for the sites to agree to the plan")
-        least = self._least(here, lost)
+        self.events.note("Waiting for the sites to agree to the plan")
+        least = self._least(sites)
         first: list[Ready] = []
 
         def check(site: str, ready: Ready) -> None:
             self._check_ready(site, ready, first)
-            self._events.joined(site)
+            self.events.joined(site)
 
         gather = Gather(Ready, here, least=max(1, least), check=check)
         remote.lead(gather)
@@ -274,12 +331,12 @@ class Leader:
             )
         return first[0]
 
-    def _least(self, here: Sequence[str], lost: Mapping[str, str]) -> int:
+    def _least(self, sites: Sequence[str]) -> int:
         """Fewest sites to begin with: as many as the training itself cannot spare."""
         federation, sums = self._plan.federation, self._plan.privacy.secure_aggregation
         if sums is None:
-            return least_sites(federation, len(here) + len(lost)) - len(lost)
-        groups = sums.deal([*here, *lost], Seeds(self._plan.seed))
+            return least_sites(federation, len(sites))
+        groups = sums.deal(list(sites), Seeds(self._plan.seed))
         return max(federation.min_sites, sum(len(group) - sums.dropouts_of(len(group)) for group in groups))
 
     def _check_ready(self, site: str, ready: Ready, first: list[Ready]) -> None:
@@ -332,12 +389,26 @@ class Leader:
             raise _ReturnedError(f"The run goes on in a new job, with {', '.join(sorted(there))} again")
 
 
-def _settled(bound: PrivacyPlan | None, told: Mapping[str, Settled]) -> dict[str, Any]:
-    """What the sites' ledgers were charged and say."""
+def _check_settled(most: int | None, site: str, told: Settled) -> None:
+    """Refuse a number of steps that no honest site can have charged.
+
+    Raises:
+        ProtocolError: more than the plan and its repetitions have, or any where nothing is promised.
+    """
+    del site
+    if (told.steps is None) != (most is None) or (told.steps or 0) > (most or 0):
+        raise ProtocolError("A site charged more steps than the run can have asked for", expected=f"at most {most}")
+
+
+def _settled(
+    bound: PrivacyPlan | None, told: Mapping[str, Settled], sites: Sequence[str], most: int | None
+) -> dict[str, Any]:
+    """What the sites' ledgers were charged and say; a site that is not there to tell counts with the most it may."""
     if bound is None:
         return {"charged": None, "ledgers": None}
+    steps = {site: told[site].steps if site in told else most for site in sites}
     charged: dict[str, Event] = {
-        site: Repeated(event=bound.step_event(), count=one.steps) for site, one in told.items() if one.steps
+        site: Repeated(event=bound.step_event(), count=count) for site, count in steps.items() if count
     }
     ledgers = {site: one.ledger.model_dump() for site, one in told.items() if one.ledger is not None}
     return {"charged": charged or None, "ledgers": ledgers or None}

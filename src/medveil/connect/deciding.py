@@ -14,7 +14,7 @@ from medveil.errors import ApprovalError, AuditLogError, ConfigError
 from medveil.study.plan import Plan
 from medveil.study.privacy import bind_plan
 
-_LEAST_DIGITS = 8
+_LEAST_DIGITS = 16
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from medveil.configuration import Config, parse_config
 from medveil.connect.approvals import Approvals
 from medveil.connect.audit_log import AuditLog
@@ -25,12 +27,14 @@ class SiteConfig(Config):
         deidentified: whether the hospital declares that the images and their headers name nobody.
         tell_ledger: whether the coordinator is told what this site's privacy ledger says.
         performance: threads and sizes of this machine; in place of the plan's, which may not use up this site's memory.
+        max_message_mb: largest message that is taken, in MiB: four bytes a parameter, and room.
     """
 
     source: AnySource
     deidentified: bool = False
     tell_ledger: bool = True
     performance: Performance = Performance()
+    max_message_mb: int = Field(256, ge=1, le=1 << 12)
 
 
 class Home:
@@ -98,9 +102,9 @@ class Home:
             ) from None
         return dict(sorted(roster.items()))
 
-    def run_folder(self, name: str, first_job: str) -> Path:
-        """Of a run, by the first of its jobs."""
-        return self.runs / f"{file_name(name)}-{first_job[:8]}"
+    def run_folder(self, name: str, run: str) -> Path:
+        """Of a run at the server, by the name that its submitter signed."""
+        return self.runs / f"{file_name(name)}-{run[:16]}"
 
 
 def link_session(job_id: str, site: str) -> bytes:

@@ -27,6 +27,7 @@ from medveil.connect.jobs import RESULT
 from medveil.connect.kit import Kit, read_kit
 from medveil.errors import ConfigError, FederationError, MedveilError, RunError
 from medveil.federation.engine.driver import install
+from medveil.federation.engine.signed import write_manifest
 
 APP = "app"
 CONNECT_S = 15.0
@@ -73,7 +74,7 @@ def build_job(
         parts: the site's and the server's class.
 
     Returns:
-        The job's folder, unsigned.
+        The job's folder, unsigned, with a manifest that binds its files together under a nonce of its own.
     """
     site_part, coordinator_part = parts
     job = folder / name
@@ -108,6 +109,7 @@ def build_job(
     ):
         path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     (job / APP / "plan.json").write_bytes(plan)
+    write_manifest(job / APP, name=name, sites=sites)
     return job
 
 

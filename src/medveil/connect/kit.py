@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,8 +59,8 @@ def read_kit(folder: Path, kind: Kind) -> Kit:
     """Read a kit.
 
     Raises:
-        ConfigError: it is the kit of another kind of participant, files are missing or damaged, or its certificate does
-            not hold today.
+        ConfigError: it is the kit of another kind of participant, files are missing or damaged, its certificate does
+            not hold today, or others on this machine may read its private key.
     """
     folder = folder.resolve()
     startup = folder / "startup"
@@ -85,6 +86,7 @@ def read_kit(folder: Path, kind: Kind) -> Kit:
             remedy="unpack it again",
         ) from None
     _check_dates(certificate)
+    _check_key((startup / certificate_file).with_suffix(".key"))
     return Kit(folder, kind, name, org, host, port)
 
 
@@ -111,4 +113,20 @@ def _check_dates(certificate: x509.Certificate) -> None:
             got=f"{now:%Y-%m-%d %H:%M} UTC",
             expected=f"{end:%Y-%m-%d %H:%M} UTC or earlier",
             remedy="check the clock, then ask whoever provisioned the kit for a new one",
+        )
+
+
+def _check_key(path: Path) -> None:
+    """Whether the private key is the owner's alone."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        raise ConfigError("The kit is damaged", expected=f"startup/{path.name}", remedy="unpack it again") from None
+    if mode & 0o077:
+        raise ConfigError(
+            "Others on this machine may read or change the kit's private key",
+            got=f"startup/{path.name} with mode {mode:04o}",
+            expected="mode 0600",
+            remedy=f"chmod 600 startup/{path.name}; if others had access to it, ask for a new kit and have this one "
+            "revoked",
         )

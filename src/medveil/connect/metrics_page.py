@@ -145,7 +145,7 @@ def _of_site(home: Path) -> Iterator[Sample]:
     for key, text in (
         ("steps", "Rounds of the latest job."),
         ("compute_seconds", "Seconds of computing; an upper bound under differential privacy."),
-        ("secure_sum_seconds", "Seconds of the secure sum."),
+        ("secure_sum_seconds", "Seconds of the secure sum; likewise."),
         ("bytes_received", "Bytes of messages from the server."),
         ("bytes_sent", "Bytes of messages to the server."),
         ("server_lost", "Times that the server fell silent."),

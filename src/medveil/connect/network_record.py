@@ -64,7 +64,7 @@ def write_run(
         "references": {"central": None, "local_only": None, "failed": _failed(plan)},
         "privacy": privacy,
         "secure_aggregation": outcome.secure,
-        "protection": record.protection_part(plan, pipeline, privacy, sites=len(sites)),
+        "protection": _protection(record.protection_part(plan, pipeline, privacy, sites=len(sites)), plan, privacy),
         "cohort": sums.cohort,
         "cost": {
             "seconds": round(sum(seconds.values()), 3),
@@ -93,6 +93,37 @@ def write_run(
     write_json(folder.record, content)
     write_manifest(folder.path, content["plan_hash"])
     return content
+
+
+def _protection(part: dict[str, list[str]], plan: Plan, privacy: dict[str, Any] | None) -> dict[str, list[str]]:
+    """The same sentences, but for what left a site, which is more over a network than in one process."""
+    return {**part, "active": [_left(plan, privacy), *part["active"][1:]]}
+
+
+def _left(plan: Plan, privacy: dict[str, Any] | None) -> str:
+    scores = "counts of its test scores in bins and of its test patients"
+    if plan.task == "segmentation":
+        scores = "sums of its test patients' figures and of their squares"
+    told = ["validation scores", scores]
+    if plan.task == "classification" and plan.evaluation.threshold == "validation":
+        told.append("counts of its validation scores in bins, to choose the decision threshold")
+    settings = plan.privacy.secure_aggregation
+    clear = ["the shape of its images, its class names and the name of its data set", "words on what it is doing"]
+    if privacy is not None:
+        clear.append("how many steps its privacy ledger was charged, and what the ledger says where the site tells it")
+    if settings is None:
+        update = "model updates" if privacy is None else "noisy model updates"
+        sizes = ["its number of examples", "its training loss"] if privacy is None else []
+        everything = "; ".join([update, *sizes, *told, *clear])
+        return f"Images stayed at their hospitals. What left one, in the clear: {everything}."
+    update = "model updates, numbers of examples, training losses" if privacy is None else "noisy model updates"
+    if privacy is not None and privacy["mode"] == "distributed":
+        update = "noisy steps"
+    counted = ["counts and intensities of its training images"] if settings.statistics else []
+    return (
+        f"Images stayed at their hospitals. What left one masked, so that only sums over hospitals could be read: "
+        f"{'; '.join([update, *told, *counted])}. What left one in the clear: {'; '.join(clear)}."
+    )
 
 
 def _data_part(plan: Plan, facts: Ready, sums: Summed, sites: Sequence[str]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 ``progress.json`` says where the site stands, ``metrics.jsonl`` has a line for each step, the log has each change once.
 No figure is of a patient: no scores, no losses, no counts of images. How long a step took tells how many images were
-drawn for it, which a plan with differential privacy keeps secret; under such a plan times of computing are given as the
-next power of two only.
+drawn for it, which a plan with differential privacy keeps secret; under such a plan durations are given as the next
+power of two only, and when a step ended to the minute.
 """
 
 import json
@@ -16,14 +16,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PROGRESS_FILE = "progress.json"
 METRICS_FILE = "metrics.jsonl"
 SILENT_S = 15.0
 """The server counts as silent after so long."""
 LEAST_S = 2.0**-6
-"""Times of computing below it are not told apart under differential privacy."""
+"""Durations below it are not told apart under differential privacy."""
 
 _MOST_BYTES = 10_000_000
 _SAVE_S = 1.0
@@ -184,6 +184,12 @@ class SiteObserver:
         with self._lock:
             self._secure += seconds
 
+    def trained(self) -> None:
+        """The last round is over; what follows belongs to no round."""
+        with self._lock:
+            self._end_step()
+            self._say("the training has ended; scoring the model on its own patients")
+
     def server_silent(self, seconds: float) -> None:
         """How long nothing was heard of the server; to be called now and then while waiting for it."""
         with self._lock:
@@ -221,19 +227,20 @@ class SiteObserver:
         if self._step is None:
             return
         step, self._step = self._step, None
-        compute = coarse(step.compute_s) if self._standing.private else round(step.compute_s, 4)
+        private = self._standing.private
+        compute, secure = [coarse(taken) if private else round(taken, 4) for taken in (step.compute_s, step.secure_s)]
         totals = self._standing.totals
         totals.steps += 1
         totals.compute_seconds += compute
-        totals.secure_sum_seconds += step.secure_s
+        totals.secure_sum_seconds += secure
         line = {
-            "at": _now(),
+            "at": _now("minutes" if private else "milliseconds"),
             "job": self._standing.job,
             "plan_hash": self._standing.plan_hash,
             "round": step.round,
             "compute_seconds": compute,
-            "compute_seconds_is": "at most" if self._standing.private else "measured",
-            "secure_sum_seconds": round(step.secure_s, 4),
+            "secure_sum_seconds": secure,
+            "seconds_are": "at most" if private else "measured",
             "bytes_received": step.received,
             "bytes_sent": step.sent,
         }
@@ -279,5 +286,5 @@ def _rounded(totals: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) for name, value in totals.items()}
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def _now(timespec: Literal["minutes", "seconds", "milliseconds"] = "seconds") -> str:
+    return datetime.now(UTC).isoformat(timespec=timespec)

@@ -68,6 +68,8 @@ class PrivacyFloor(Config):
         modes: mechanisms (kinds of ``privacy.dp``); "none" allows plans without differential privacy.
         units: whose presence a plan may promise to hide.
         epsilon: most that the whole run may cost, at ``delta`` and under ``relation``, whatever the plan states.
+        epsilon_total: most that all runs together may cost the same patients; as much as ``epsilon`` by default, which
+            allows one such run.
         delta: at which ``epsilon`` is computed; a plan's own delta must not be larger.
         relation: between neighbouring data sets, under which ``epsilon`` is computed.
         held_out: "private" only, or "public" too: validation scores without noise.
@@ -83,6 +85,7 @@ class PrivacyFloor(Config):
     modes: tuple[Mode, ...] = ()
     units: tuple[Unit, ...] = ()
     epsilon: float | None = Field(None, gt=0, le=LARGEST_CLAIM)
+    epsilon_total: float | None = Field(None, gt=0)
     delta: float | None = Field(None, gt=0, lt=1)
     relation: Relation | None = None
     held_out: tuple[Literal["private", "public"], ...] = ("private",)
@@ -106,6 +109,11 @@ class PrivacyFloor(Config):
         if missing := [name for name in needed if getattr(self, name) is None]:
             raise ValueError(f"a floor that is stated in full: {', '.join(missing)} missing")
         return self
+
+    @property
+    def epsilon_over_all_runs(self) -> float | None:
+        """Most that all runs together may cost; None where nothing is said of epsilon."""
+        return self.epsilon if self.epsilon_total is None else self.epsilon_total
 
 
 class ApprovalRule(Config):

@@ -85,12 +85,29 @@ def check_plan(
     count = len(set(sites))
     return [
         *_scope(policy, plan, dataset=dataset, deidentified=deidentified),
-        *_model(policy, plan, architecture_hash, parameters),
+        *_model(policy, architecture_hash, parameters),
         *_submitter(policy.submitters, submitter),
         *_sites(policy.privacy, plan, bound, count),
         *_hazards(policy.privacy, plan),
         *_claim(policy.privacy, plan, bound),
         *_secure_sum(policy.privacy, plan, count),
+    ]
+
+
+def check_request(policy: SitePolicy, plan: Plan, *, bound: PrivacyPlan | None, submitter: Submitter) -> list[Finding]:
+    """The rules of :func:`check_plan` that need neither data nor network nor the job's sites.
+
+    Args:
+        policy: of this site.
+        plan: as submitted.
+        bound: what the plan promises; None without a claim.
+        submitter: as the engine has authenticated them.
+    """
+    return [
+        *_task(policy, plan),
+        *_submitter(policy.submitters, submitter),
+        *_hazards(policy.privacy, plan),
+        *_claim(policy.privacy, plan, bound),
     ]
 
 
@@ -133,13 +150,9 @@ def honest_epsilon(floor: PrivacyFloor, bound: PrivacyPlan) -> float:
 
 
 def _scope(policy: SitePolicy, plan: Plan, *, dataset: str, deidentified: bool) -> Iterator[Finding]:
-    if plan.task not in policy.tasks:
-        yield Finding("tasks", plan.task, _listed(policy.tasks), "ask the site to allow the task")
+    yield from _task(policy, plan)
     if dataset not in policy.datasets:
         yield Finding("datasets", dataset, _listed(policy.datasets), "train on a data set that the site allows")
-    rounds = plan.federation.rounds
-    if rounds > policy.max_rounds:
-        yield Finding("max_rounds", str(rounds), f"at most {policy.max_rounds}", "lower federation.rounds")
     if policy.deidentified and not deidentified:
         yield Finding(
             "deidentified",
@@ -149,7 +162,18 @@ def _scope(policy: SitePolicy, plan: Plan, *, dataset: str, deidentified: bool) 
         )
 
 
-def _model(policy: SitePolicy, plan: Plan, architecture_hash: str, parameters: int) -> Iterator[Finding]:
+def _task(policy: SitePolicy, plan: Plan) -> Iterator[Finding]:
+    if plan.task not in policy.tasks:
+        yield Finding("tasks", plan.task, _listed(policy.tasks), "ask the site to allow the task")
+    kinds = policy.models.kinds
+    if kinds != "any" and plan.model.kind not in kinds:
+        yield Finding("models.kinds", plan.model.kind, _listed(kinds), "choose a network that the site allows")
+    rounds = plan.federation.rounds
+    if rounds > policy.max_rounds:
+        yield Finding("max_rounds", str(rounds), f"at most {policy.max_rounds}", "lower federation.rounds")
+
+
+def _model(policy: SitePolicy, architecture_hash: str, parameters: int) -> Iterator[Finding]:
     allowed = policy.models
     if allowed.architectures != "any" and architecture_hash not in allowed.architectures:
         yield Finding(
@@ -158,8 +182,6 @@ def _model(policy: SitePolicy, plan: Plan, architecture_hash: str, parameters: i
             _listed(allowed.architectures),
             "ask the site to look at the network and to allow its hash",
         )
-    if allowed.kinds != "any" and plan.model.kind not in allowed.kinds:
-        yield Finding("models.kinds", plan.model.kind, _listed(allowed.kinds), "choose a network that the site allows")
     if parameters > policy.max_parameters:
         yield Finding("max_parameters", str(parameters), f"at most {policy.max_parameters}", "take a smaller network")
 

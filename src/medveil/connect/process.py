@@ -19,8 +19,10 @@ from nvflare.private.fed.app.server import server_train
 from medveil.connect import kit_files
 from medveil.connect.kit import Kit, read_kit
 from medveil.errors import ConfigError, FederationError, MedveilError
+from medveil.federation.engine.commands import install_commands
 from medveil.federation.engine.driver import install
-from medveil.federation.engine.listener import revoked_serials
+from medveil.federation.engine.orders import install_orders
+from medveil.federation.engine.signed import revocations
 from medveil.federation.engine.tls import CRL_FILE
 
 STOP_S = 3.0
@@ -37,10 +39,12 @@ def run_server(folder: Path) -> NoReturn:
 
     Raises:
         ConfigError: before anything starts: not a server's kit, or the port is taken.
+        AuthenticityError: the same: the kit's list of revoked certificates is missing or not sound.
     """
     kit = read_kit(folder, "server")
-    revoked_serials(kit.folder / "startup" / CRL_FILE)
+    _check_revocations(kit)
     _check_port(kit)
+    install_commands()
     jobs = kit.folder / "jobs"
     jobs.mkdir(exist_ok=True)
     os.environ["NVFL_JOB_STORE_ROOT"] = str(jobs)
@@ -58,11 +62,19 @@ def run_site(folder: Path) -> NoReturn:
 
     Raises:
         ConfigError: before anything starts: not a site's kit.
+        AuthenticityError: the same: the kit's list of revoked certificates is missing or not sound.
     """
     kit = read_kit(folder, "site")
+    _check_revocations(kit)
+    install_orders()
     settings = [*_settings(kit), f"uid={kit.name}", f"heart_beat_interval={kit_files.HEARTBEAT_S}"]
     arguments = argparse.Namespace(workspace=str(kit.folder), fed_client="fed_client.json", set=settings, local_rank=0)
     _run(kit, lambda: client_train.main(arguments))
+
+
+def _check_revocations(kit: Kit) -> None:
+    startup = kit.folder / "startup"
+    revocations(startup / CRL_FILE, startup / "rootCA.pem")
 
 
 def _settings(kit: Kit) -> list[str]:

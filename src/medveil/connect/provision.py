@@ -65,8 +65,10 @@ def revoke(folder: Path, name: str) -> Path:
         name: of the site or user.
 
     Returns:
-        The new list of revoked certificates, to be copied to ``startup/`` of a server kit that is in use elsewhere; a
-        running server reads it within a second.
+        The new list of revoked certificates, which is put into every kit in ``folder/kits``. It must be copied to
+        ``startup/`` of every kit that is in use elsewhere, the sites' as well: by its own list a site knows that the
+        submitter of a job was revoked, whatever the server says. A running server reads it within a second, a site
+        at the start of each job.
 
     Raises:
         ConfigError: there is no such certificate.
@@ -75,7 +77,8 @@ def revoke(folder: Path, name: str) -> Path:
     path = folder / "kits" / SERVER_KIT / "startup" / CRL_FILE
     if not path.parent.is_dir():
         raise ConfigError("This federation has no server kit yet", remedy="provision it first")
-    _replace(path, crl)
+    for startup in (folder / "kits").glob("*/startup"):
+        _replace(startup / CRL_FILE, crl)
     return path
 
 
@@ -155,8 +158,7 @@ def _settle(
     for file, content in files.items():
         if not (kit / "local" / file).exists():
             _replace(kit / "local" / file, _json(content))
-    if name == SERVER_KIT:
-        _replace(kit / "startup" / CRL_FILE, crl)
+    _replace(kit / "startup" / CRL_FILE, crl)
 
 
 def _identity(kit: Path, public: str | None) -> str:

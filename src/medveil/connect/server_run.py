@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from medveil.federation.remote import Happening
 from medveil.study.folder import RunFolder, read_json, write_json
 from medveil.study.progress import Tick
 
+_MOST_TOLD = 1000
+
 
 class RunMemory:
     """``state/network.json``: the run's sites, and how often it was begun.
@@ -17,14 +20,28 @@ class RunMemory:
     Args:
         folder: of the run.
         sites: of this job; the first job's stay those of the run.
+        first_job: of the run.
+        rounds_done: committed so far.
     """
 
-    def __init__(self, folder: RunFolder, sites: tuple[str, ...]) -> None:
+    def __init__(self, folder: RunFolder, sites: tuple[str, ...], *, first_job: str, rounds_done: int) -> None:
         self._path = folder.state / "network.json"
-        known: dict[str, Any] = read_json(self._path) if self._path.exists() else {"sites": sorted(sites), "attempt": 0}
+        known: dict[str, Any] = {"sites": sorted(sites), "attempt": 0, "rounds_done": -1, "fruitless": 0}
+        if self._path.exists():
+            known |= read_json(self._path)
         self.sites: tuple[str, ...] = tuple(known["sites"])
         self.attempt = int(known["attempt"]) + 1
-        write_json(self._path, {"sites": list(self.sites), "attempt": self.attempt})
+        self.fruitless = int(known["fruitless"]) + 1 if rounds_done <= int(known["rounds_done"]) else 0
+        write_json(
+            self._path,
+            {
+                "sites": list(self.sites),
+                "attempt": self.attempt,
+                "first_job": first_job,
+                "rounds_done": rounds_done,
+                "fruitless": self.fruitless,
+            },
+        )
 
 
 class Events:
@@ -40,8 +57,9 @@ class Events:
         self._status = folder.path / "progress.json"
         self._lock = threading.Lock()
         self._sites = dict.fromkeys(sites, "not heard of yet")
-        self._round = self._rounds = 0
+        self._round, self._rounds = _round_of(self._status), 0
         self._note = "waiting for the sites"
+        self._told: Counter[str] = Counter()
 
     def note(self, text: str) -> None:
         """A new part of the run begins."""
@@ -61,6 +79,9 @@ class Events:
     def happened(self, happening: Happening) -> None:
         """Something happened at a site."""
         with self._lock:
+            self._told[happening.site] += 1
+            if self._told[happening.site] > _MOST_TOLD:  # a site that floods fills no disk
+                return
             self._sites[happening.site] = happening.text
             self._write(happening.what, happening.text, happening.site)
 
@@ -88,6 +109,14 @@ class Events:
             self._status,
             {"at": _now(), "stands": self._note, "round": self._round, "rounds": self._rounds, "sites": self._sites},
         )
+
+
+def _round_of(status: Path) -> int:
+    """The round that an earlier job's status says; 0 where there is none."""
+    try:
+        return int(json.loads(status.read_text(encoding="utf-8"))["round"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def returned_sites(folder: Path) -> frozenset[str]:

@@ -129,6 +129,7 @@ def trial_policy(plan: Plan, share: ShareSource) -> str:
         lines += [
             f"units = {_toml([privacy.unit])}",
             f"epsilon = {epsilon * 1.001:.4f}",
+            f"epsilon_total = {10 * epsilon:.4f}     # a trial on public images may be repeated",
             f"delta = {bound.delta!r}",
             f"relation = {_toml(privacy.relation)}",
             f"held_out = {_toml([privacy.held_out])}",

@@ -1,29 +1,36 @@
 """What a hospital's own process does with a job: check it against the hospital's rules, then take part.
 
 Nothing in here trusts the server or the job: the plan is checked against the site's policy and approvals, data are the
-site's own, other sites' keys come from the site's own roster.
+site's own, other sites' keys come from the site's own roster, and the run's name from what the submitter signed.
 """
 
 import time
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from typing import Any
 
 from medveil.connect.audit_log import AuditLog
 from medveil.connect.home import Home, link_session
 from medveil.connect.jobs import check_networked, plan_of
+from medveil.connect.observing import SiteObserver
+from medveil.connect.own import Own
+from medveil.connect.permission import Permission, told
 from medveil.connect.policy import SitePolicy
-from medveil.connect.policy_checks import check_plan, refuse
-from medveil.connect.site_run import Own, SiteRun
+from medveil.connect.site_run import SiteRun
 from medveil.errors import (
+    ApprovalError,
     AuditLogError,
+    BudgetError,
     EngineError,
     InterruptedRunError,
+    LedgerError,
     MedveilError,
-    PrivacyError,
+    PolicyError,
     ProtocolError,
     RunError,
 )
 from medveil.federation.engine.context import JobContext
+from medveil.federation.link import LinkSettings
 from medveil.federation.messages import Decline, Farewell, Notice, decode, encode
 from medveil.federation.postman import Postman
 from medveil.models.architecture import architecture_hash
@@ -41,16 +48,15 @@ _FAREWELL_S = 5.0
 
 
 def run_site(job: JobContext) -> None:
-    """Take part in a job until the server ends it, this site refuses, or the server is silent for too long.
+    """Take part in a job until the server ends it, or this site refuses.
 
     Raises:
         MedveilError: why the site does not take part, or stopped; the server was told in one sentence.
     """
     home = Home(job.home)
-    log = home.audit_log()
-    log.append("job-received", job=job.job_id, submitter=job.submitter.name)
-    postman = Postman(job.channel, {SERVER: link_session(job.job_id, job.me)})
-    visit = _Visit(job, home, log, postman)
+    settings = LinkSettings(max_message_bytes=home.site().max_message_mb << 20)
+    postman = Postman(job.channel, {SERVER: link_session(job.job_id, job.me)}, settings=settings)
+    visit = _Visit(job, home, postman)
     try:
         visit.take_part()
     except MedveilError as error:
@@ -74,77 +80,71 @@ def run_site(job: JobContext) -> None:
 class _Visit:
     """One job at this site."""
 
-    def __init__(self, job: JobContext, home: Home, log: AuditLog, postman: Postman) -> None:
-        self._job, self._home, self._log, self._postman = job, home, log, postman
+    def __init__(self, job: JobContext, home: Home, postman: Postman) -> None:
+        self._job, self._home, self._postman = job, home, postman
+        self._log: AuditLog | None = None
+        self._permission: Permission | None = None
+        self._observer = SiteObserver(home.folder, job.job_id)
 
     def decline(self, error: MedveilError) -> None:
         """Tell the server, in a sentence, that this site does not go on."""
         passing = type(error) is RunError or isinstance(error, InterruptedRunError | EngineError)
-        self._postman.send(SERVER, encode(Decline(reason=_sentence(error), final=not passing)))
+        reason = _sentence(error, self._permission)
+        self._postman.send(SERVER, encode(Decline(reason=reason, final=not passing)))
         self._postman.flush(_FAREWELL_S)
-        with suppress(AuditLogError, OSError):
-            self._log.append("stopped", job=self._job.job_id, error=type(error).__name__)
+        self._observer.stopped(f"does not take part: {reason}")
+        if self._log is not None:
+            with suppress(AuditLogError, OSError):
+                self._log.append("stopped", job=self._job.job_id, error=type(error).__name__)
 
     def take_part(self) -> None:
         """The whole job."""
-        plan = plan_of(self._job.app)
+        job, log = self._job, self._home.audit_log()
+        self._log = log
+        plan = plan_of(job.app)
+        plan_hash = plan.digest()
+        by: dict[str, Any] = {"submitter": job.submitter.name, "org": job.submitter.org, "role": job.submitter.role}
+        log.append("plan-received", plan=plan_hash, job=job.job_id, run=job.nonce, **by)
         check_networked(plan)
         plan = plan.model_copy(update={"performance": self._home.site().performance})
-        self._log.append("plan-received", plan=plan.digest(), job=self._job.job_id)
-        own = self._checked(plan)
-        self._wait_for_approval(plan, self._home.policy())
-        self._log.append("plan-accepted", plan=plan.digest(), job=self._job.job_id)
+        bound = bind_plan(plan)
+        self._observer.plan(plan.name, plan_hash, plan.federation.rounds, private=bound is not None)
+        permission = self._permission = Permission(self._home, log, plan, job.submitter)
+        permission.check_request(bound)
+        self._wait_for_approval(plan, self._home.policy(), log)
+        own = self._own(plan)
+        spent: dict[str, Any] = {}
+        if bound is not None:
+            spent = {"epsilon": bound.total().epsilon, "delta": bound.delta, "unit": bound.unit}
+        log.append("plan-accepted", plan=plan_hash, dataset=own.prepared.dataset.name, **spent)
         self._tell(own.ready())
-        run = SiteRun(
-            own,
-            self._home,
-            log=self._log,
-            allow=lambda sites: self._check(own, sites),
-        )
+        run = SiteRun(own, self._home, job.nonce, permission=permission, log=log, observer=self._observer)
         with closing(run):
             while not run.finished:
-                arrival = self._next()
-                for answer in run.receive(arrival):
-                    self._tell(answer)
+                message = self._next()
+                with self._observer.message(len(message)) as seen:
+                    for answer in run.receive(message):
+                        seen.sent(len(answer))
+                        self._tell(answer)
         self._postman.flush(10.0)
-        self._log.append("job-ended", plan=plan.digest(), job=self._job.job_id)
+        self._observer.finished()
+        log.append("job-ended", plan=plan_hash, job=job.job_id)
 
-    def _checked(self, plan: Plan) -> Own:
-        """Read the site's data and build the network, then ask the policy."""
+    def _own(self, plan: Plan) -> Own:
+        """Read the site's data and build the network."""
         self._tell(encode(Notice(text="reading its data")))
+        self._observer.note("reading its data")
         config = self._home.site()
         prepared = prepare_own(plan, config.source, self._home.folder, self._job.me)
         local = _own_plan(plan, config.source)
         device = choose_device(plan.performance.device)
         be_deterministic(device)
-        first = build_model(plan, prepared.input_shape, prepared.num_classes)
-        own = Own(self._job.me, plan, bind_plan(local), prepared, first.to(device), device, config)
-        self._check(own, tuple(self._home.roster()))
-        return own
+        first = build_model(plan, prepared.input_shape, prepared.num_classes).to(device)
+        architecture = architecture_hash(first, prepared.input_shape)
+        parameters = sum(parameter.numel() for parameter in trainable(first))
+        return Own(self._job.me, plan, bind_plan(local), prepared, first, device, config, architecture, parameters)
 
-    def _check(self, own: Own, sites: tuple[str, ...]) -> None:
-        """Ask the policy, as it reads now.
-
-        Raises:
-            PolicyError: it refuses.
-        """
-        findings = check_plan(
-            self._home.policy(),
-            own.plan,
-            bound=own.bound,
-            submitter=self._job.submitter,
-            sites=sites,
-            architecture_hash=architecture_hash(own.first, own.prepared.input_shape),
-            dataset=own.prepared.dataset.name,
-            parameters=sum(parameter.numel() for parameter in trainable(own.first)),
-            deidentified=own.config.deidentified,
-        )
-        if findings:
-            for finding in findings:
-                self._log.append("rule-broken", plan=own.plan.digest(), rule=finding.rule)
-            raise refuse(findings)
-
-    def _wait_for_approval(self, plan: Plan, policy: SitePolicy) -> None:
+    def _wait_for_approval(self, plan: Plan, policy: SitePolicy, log: AuditLog) -> None:
         """Wait for a person, where the policy asks for one; every moment the decision on disk counts.
 
         Raises:
@@ -156,14 +156,15 @@ class _Visit:
             approvals.approve(
                 plan_hash, by="policy", at=datetime.now(UTC), policy=policy.digest(), rule="policy", note=""
             )
-            self._log.append("plan-approved", plan=plan_hash, rule="policy")
+            log.append("plan-approved", plan=plan_hash, rule="policy", policy=policy.digest())
         end = time.monotonic() + 60 * policy.approval.wait_minutes
-        told = False
+        waiting = False
         while approvals.state(plan_hash, policy=self._home.policy().digest()) == "pending":
-            if not told:
-                self._tell(encode(Notice(text=f"waits for approval of plan {plan_hash[:12]}")))
-                self._log.append("approval-awaited", plan=plan_hash)
-                told = True
+            if not waiting:
+                self._tell(encode(Notice(text=f"waits for approval of plan {plan_hash[:16]}")))
+                self._observer.awaits_approval()
+                log.append("approval-awaited", plan=plan_hash)
+                waiting = True
             if time.monotonic() > end:
                 break
             self._pause()
@@ -179,6 +180,7 @@ class _Visit:
             arrival = self._postman.next(_POLL_S)
             if arrival is not None:
                 return arrival.data
+            self._observer.server_silent(self._postman.silent_s(SERVER))
             self._stop_if_ended()
 
     def _pause(self) -> None:
@@ -187,6 +189,7 @@ class _Visit:
             raise InterruptedRunError("The server ended the run")
         if arrival is not None:
             raise ProtocolError("A message arrived before this site was ready")
+        self._observer.server_silent(self._postman.silent_s(SERVER))
         self._stop_if_ended()
 
     def _stop_if_ended(self) -> None:
@@ -203,7 +206,14 @@ def _own_plan(plan: Plan, source: object) -> Plan:
     return plan.model_copy(update={"data": data})
 
 
-def _sentence(error: MedveilError) -> str:
-    """What the server may know of an error: what went wrong, never values of this site's data or paths."""
-    what = str(error) if isinstance(error, PrivacyError) else error.what
-    return what[:_LONGEST_TEXT]
+def _sentence(error: MedveilError, permission: Permission | None) -> str:
+    """What the server may know of an error: what went wrong, never values of this site's data, ledger or paths."""
+    if isinstance(error, PolicyError | ApprovalError):
+        text = told(error, () if permission is None else permission.broken)
+    elif isinstance(error, BudgetError):
+        text = "This site's privacy budget does not allow the run"
+    elif isinstance(error, LedgerError):
+        text = "This site's privacy ledger cannot be used for the run"
+    else:
+        text = error.what
+    return text[:_LONGEST_TEXT]

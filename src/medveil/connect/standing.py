@@ -10,6 +10,7 @@ from medveil.connect.deciding import waiting_plans
 from medveil.connect.home import Home
 from medveil.connect.job import Federation
 from medveil.connect.kit import kind_of_kit
+from medveil.connect.observing import progress_lines
 from medveil.errors import ConfigError
 
 _EVENTS = 10
@@ -33,7 +34,7 @@ def standing(kit: Path) -> dict[str, list[Any]]:
     if kind == "server":
         return {"runs": [line for folder in _runs(kit) for line in _run_lines(folder)]}
     waiting = [{"plan": one.plan_hash, "asks": one.summary} for one in waiting_plans(kit)]
-    return {"waiting": waiting, "events": _events(Home(kit).audit_path)}
+    return {"stands": progress_lines(Home(kit).folder), "waiting": waiting, "events": _events(Home(kit).audit_path)}
 
 
 def log_lines(kit: Path, job: str | None, count: int) -> list[str]:

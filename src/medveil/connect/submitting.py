@@ -24,7 +24,7 @@ def submit_plan(federation: Federation, plan: Plan, sites: Sequence[str] = ()) -
 
     Raises:
         ConfigError: the plan cannot run over a network, or counts on another number of sites.
-        GuaranteeError: its claim would be hollow.
+        GuaranteeError: its claim would be hollow, or its secure sum cannot protect so few sites.
         EngineError: no site is connected.
     """
     check_networked(plan)
@@ -40,5 +40,8 @@ def submit_plan(federation: Federation, plan: Plan, sites: Sequence[str] = ()) -
             expected=f"{planned}, as data.partition says",
             remedy="correct data.partition, start the missing sites, or name those that take part with --site",
         )
+    settings = plan.privacy.secure_aggregation
+    if settings is not None:
+        settings.smallest_group(len(names))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", plan.name)
     return federation.submit(plan_bytes(plan), name=name, sites=names), names

@@ -168,7 +168,7 @@ def follow(
             restarts.remove(due)
             say(f"starting {due[1]} again")
             trial.start(due[1])
-        if folder is not None and (folder / "manifest.json").exists():
+        if folder is not None and _state(server, first_job) == "done":
             return folder
         if not restarts:
             trial.check()
@@ -180,8 +180,11 @@ def follow(
 
 
 def _folder(server: Path, first_job: str) -> Path | None:
-    found = list((server / "medveil" / "runs").glob(f"*-{first_job[:8]}"))
-    return found[0] if found else None
+    for path in (server / "medveil" / "runs").glob("*/state/network.json"):
+        with suppress(OSError, ValueError):
+            if json.loads(path.read_text(encoding="utf-8")).get("first_job") == first_job:
+                return path.parent.parent
+    return None
 
 
 def _progress(folder: Path | None) -> dict[str, Any] | None:

@@ -40,7 +40,8 @@ class LinkSettings:
 
     Args:
         heartbeat_s: a party that has sent nothing for so long sends a heartbeat.
-        chunk_bytes: payload of a frame, 1 to 1 MiB.
+        chunk_bytes: payload of a frame, 1 to 1 MiB. A peer is heard of at the end of each frame only, so a slow line
+            must carry one in less time than a peer may be silent.
         window: chunks sent and not acknowledged, at most; 1 to 32.
         resend_after_s: least and first time to wait for an acknowledgement. Keep it above the time between two ticks
             plus 0.05 s plus the round trip.

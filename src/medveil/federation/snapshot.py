@@ -1,5 +1,6 @@
 """What the coordinator must remember to go on after a crash: one file, written at once."""
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -41,7 +42,10 @@ def save_snapshot(snapshot: Snapshot, path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     facts = json.dumps({"round": snapshot.round, "facts": dict(snapshot.facts)})
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in snapshot.tensors.items()}
-    save_file(arrays, temporary, metadata={"medveil": facts})
+    try:
+        save_file(arrays, temporary, metadata={"medveil": facts})
+    except SafetensorError as error:  # it hides what the operating system said
+        raise OSError(errno.EIO, f"a checkpoint cannot be written ({error})") from None
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
     temporary.replace(path)

@@ -26,10 +26,19 @@ class Account:
         per_round: steps in a round.
         strict: whether more steps than the plan has are refused, whatever caps the ledger has. Where an interrupted
             round is sent again and not made anew, no honest run needs more.
+        repeats: rounds beyond the plan that a strict account allows, because interrupted ones are made anew.
     """
 
     def __init__(
-        self, path: Path, *, run: str, dataset: str, bound: PrivacyPlan, per_round: int, strict: bool = False
+        self,
+        path: Path,
+        *,
+        run: str,
+        dataset: str,
+        bound: PrivacyPlan,
+        per_round: int,
+        strict: bool = False,
+        repeats: int = 0,
     ) -> None:
         self._ledger = Ledger(path)
         self._run = run
@@ -37,6 +46,7 @@ class Account:
         self._bound = bound
         self._event = Repeated(event=bound.step_event(), count=per_round)
         self._strict = strict
+        self._most = bound.steps + repeats * per_round
 
     def check(self, rounds_done: int) -> None:
         """Refuse a ledger that cannot be this run's, or whose caps were meant for this data set and miss it.
@@ -90,11 +100,11 @@ class Account:
         """
         release = f"round-{round_number}"
         attempt = self._unfinished(release) if nothing_left else None
-        if self._strict and attempt is None and self.steps + self._event.count > self._bound.steps:
+        if self._strict and attempt is None and self.steps + self._event.count > self._most:
             raise BudgetError(
                 "The server asks for more releases than the plan has",
                 got=f"{self.steps} steps are charged, and {self._event.count} more asked for",
-                expected=f"{self._bound.steps} steps",
+                expected=f"{self._most} steps",
                 remedy="end the run; what it has released is in the ledger",
             )
         reservation = self._ledger.reserve(
@@ -147,13 +157,17 @@ class Account:
         }
 
 
-def open_accounts(shop: Workshop, parties: Sequence[str], rounds_done: int) -> dict[str, Account]:
+def open_accounts(
+    shop: Workshop, parties: Sequence[str], rounds_done: int, *, repeats: int | None = None
+) -> dict[str, Account]:
     """One account a party; none where the plan promises nothing.
 
     Args:
         shop: the run.
         parties: names of those that have not been lost.
         rounds_done: committed by earlier processes of this run.
+        repeats: rounds that may be made anew beyond the plan; None sets no limit but the caps, except under secure
+            aggregation, where no round is made anew.
 
     Raises:
         LedgerError: a ledger does not hold the rounds that this run has done, or has caps but none for this data set.
@@ -169,7 +183,8 @@ def open_accounts(shop: Workshop, parties: Sequence[str], rounds_done: int) -> d
             dataset=shop.prepared.dataset.name,
             bound=shop.bound,
             per_round=steps_per_round(shop.plan),
-            strict=shop.plan.privacy.secure_aggregation is not None,
+            strict=shop.plan.privacy.secure_aggregation is not None or repeats is not None,
+            repeats=0 if shop.plan.privacy.secure_aggregation is not None else repeats or 0,
         )
         for party in parties
     }

@@ -51,10 +51,17 @@ class Running:
 
     def start(self, name):
         run = "run_server" if name == "server" else "run_site"
+        self._start(name, ["-c", COMMAND.format(run), str(self.kits[name])])
+
+    def start_hostile(self, name, report, *arguments):
+        """A site or person with the code of ``echo/hostile.py``; what it got comes into ``report``."""
+        self._start(f"hostile-{name}", [str(ECHO / "hostile.py"), *map(str, (self.kits[name], report, *arguments))])
+
+    def _start(self, name, arguments):
         environment = {**os.environ, "PYTHONPATH": str(ECHO), "OMP_NUM_THREADS": "1"}
         with (self.folder / f"{name}.out").open("ab") as out:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-c", COMMAND.format(run), str(self.kits[name])],
+                [sys.executable, *arguments],
                 env=environment,
                 cwd=self.folder,
                 stdout=out,

@@ -20,7 +20,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """``trained(text, *overrides)``: the plan, its folder in one process, its record, its weights; each trained once."""
+    """``trained(text, *overrides)``: plan, folder, record and weights of a run in one process; each made once."""
     from network_plans import make_plan
     from network_rig import weights_of
 

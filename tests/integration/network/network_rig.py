@@ -1,5 +1,6 @@
 """Coordinator and sites as over a network, in threads of this process: an unreliable channel in place of the engine."""
 
+import hashlib
 import json
 import random
 import threading
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from unittest import mock
+
+from network_plans import POLICY
 
 from medveil.accounting.events import flatten
 from medveil.accounting.ledger import Ledger
@@ -21,7 +24,6 @@ from medveil.federation.engine.context import JobContext, Submitter
 from medveil.federation.link import LinkSettings
 from medveil.secagg.identity import IdentityKey
 from medveil.study.deal import deal
-from network_plans import POLICY
 
 LEAD = Submitter("lead@hospital.org", "hospital_a", "lead")
 
@@ -107,7 +109,7 @@ class Hospitals:
     def home(self, name):
         return Home(self.kit(name))
 
-    def context(self, job_id, name, *, names, channel, abort=None):
+    def context(self, job_id, name, *, names, channel, abort=None, first=None):
         return JobContext(
             job_id=job_id,
             me=name,
@@ -117,6 +119,7 @@ class Hospitals:
             submitter=LEAD,
             abort=abort or threading.Event(),
             channel=channel,
+            nonce=run_of(first or job_id),
         )
 
     def note_job(self, job_id, first=None, patience=None):
@@ -128,7 +131,9 @@ class Hospitals:
         if patience:
             (server / "server.json").write_text(json.dumps(patience))
 
-    def job(self, job_id, *, wire=None, only=None, during=None, first=None, patience=None, timeout=120.0, farewell_s=0.5):
+    def job(
+        self, job_id, *, wire=None, only=None, during=None, first=None, patience=None, timeout=120.0, farewell_s=0.5
+    ):
         """Run one job in threads; returns (ending, {site: error})."""
         wire = wire or Wire()
         names = self.names if only is None else only
@@ -138,18 +143,18 @@ class Hospitals:
         ending: list[str] = []
 
         def context(name):
-            return self.context(job_id, name, names=names, channel=wire.end(name), abort=self.aborts[name])
+            return self.context(job_id, name, names=names, channel=wire.end(name), abort=self.aborts[name], first=first)
 
         def site(name):
             try:
                 run_site(context(name))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the test sees it
                 errors[name] = error
 
         threads = [threading.Thread(target=site, args=(name,), daemon=True) for name in names]
         server = threading.Thread(target=lambda: ending.append(run_coordinator(context("server"))), daemon=True)
         # torch.fx patches nn.Module while it traces, which threads that compute at the same time do not survive.
-        hashed = mock.patch("medveil.connect.site_program.architecture_hash", lambda _model, _shape: "0" * 64)
+        hashed = mock.patch("medveil.connect.site_program.architecture_hash", return_value="0" * 64)
         # Nobody is there to answer the last farewell where a site is cut off.
         farewells = [
             mock.patch(f"medveil.connect.{module}._FAREWELL_S", farewell_s)
@@ -208,6 +213,11 @@ class Hospitals:
                     return
             time.sleep(0.05)
         raise AssertionError(f"round {number} was not reached")
+
+
+def run_of(first_job):
+    """The name that the submitter signed with the first of a run's jobs."""
+    return hashlib.sha256(first_job.encode()).hexdigest()[:32]
 
 
 def weights_of(folder):

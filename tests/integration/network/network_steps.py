@@ -6,9 +6,13 @@ from collections import deque
 from contextlib import contextmanager
 from unittest import mock
 
+from network_rig import run_of
+
 from medveil.connect import coordinator_program
+from medveil.connect.observing import SiteObserver
+from medveil.connect.own import Own
 from medveil.connect.site_program import _sentence
-from medveil.connect.site_run import Own, SiteRun
+from medveil.connect.site_run import SiteRun
 from medveil.errors import MedveilError
 from medveil.federation.messages import Decline, decode, encode
 from medveil.federation.postman import Arrival
@@ -39,13 +43,30 @@ class Guests:
             first = build_model(plan, prepared.input_shape, prepared.num_classes)
             self._read[name] = (bind_plan(plan), prepared, first, config)
         bound, prepared, first, config = self._read[name]
-        return Own(name, plan, bound, prepared, copy.deepcopy(first), choose_device("cpu"), config)
+        return Own(name, plan, bound, prepared, copy.deepcopy(first), choose_device("cpu"), config, "0" * 64, 1)
 
-    def run(self, name, allow=lambda _sites: None):
+    def run(self, name, run="ab" * 16, allow=lambda _sites: None):
         """A site that agreed, in a job that has not begun."""
         be_deterministic(choose_device("cpu"))
         own, home = self.own(name, self.hospitals.plan), self.hospitals.home(name)
-        return own, SiteRun(own, home, log=home.audit_log(), allow=allow)
+        observer = SiteObserver(home.folder, "job")
+        return own, SiteRun(own, home, run, permission=Allowed(allow), log=home.audit_log(), observer=observer)
+
+
+class Allowed:
+    """A permission that asks the test."""
+
+    def __init__(self, allow):
+        self._allow = allow
+
+    def check(self, _own, sites):
+        self._allow(sites)
+
+    def check_again(self, _own, sites):
+        self._allow(sites)
+
+    def cap(self, *_arguments):
+        pass
 
 
 class Ward:
@@ -60,7 +81,7 @@ class Ward:
         die: number of the message at which the coordinator dies.
     """
 
-    def __init__(self, guests, names, *, cut=None, decline=None, die=None, tap=None):
+    def __init__(self, guests, names, run, *, cut=None, decline=None, die=None, tap=None):
         self.guests, self.names = guests, tuple(names)
         self.cut, self.decline, self.die = dict(cut or {}), dict(decline or {}), die
         self.tap = tap or (lambda _site, data: data)
@@ -70,7 +91,7 @@ class Ward:
         self.phases = []
         self.dead = False
         for name in self.names:
-            own, self.runs[name] = guests.run(name)
+            own, self.runs[name] = guests.run(name, run)
             self.to_coordinator.append((name, own.ready()))
 
     def next(self, _timeout):
@@ -107,7 +128,7 @@ class Ward:
             answers = self.runs[name].receive(data)
         except MedveilError as error:
             self.errors[name] = error
-            self._leave(name, encode(Decline(reason=_sentence(error), final=True)))
+            self._leave(name, encode(Decline(reason=_sentence(error, None), final=True)))
             return
         self.to_coordinator.extend((name, answer) for answer in answers)
 
@@ -148,10 +169,12 @@ def lead(guests, job_id, *, names=None, first=None, patience=None, **options):
     hospitals = guests.hospitals
     hospitals.note_job(job_id, first, patience)
     names = hospitals.names if names is None else names
-    ward = Ward(guests, names, **options)
+    ward = Ward(guests, names, run_of(first or job_id), **options)
     with _in_one_thread(ward):
         try:
-            ending = coordinator_program.run_coordinator(hospitals.context(job_id, "server", names=names, channel=ward))
+            ending = coordinator_program.run_coordinator(
+                hospitals.context(job_id, "server", names=names, channel=ward, first=first)
+            )
         except DiedError:
             ending = "died"
         finally:
@@ -161,5 +184,5 @@ def lead(guests, job_id, *, names=None, first=None, patience=None, **options):
 
 @contextmanager
 def _in_one_thread(ward):
-    with mock.patch.object(coordinator_program, "Postman", lambda _channel, _sessions: ward):
+    with mock.patch.object(coordinator_program, "Postman", return_value=ward):
         yield

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -103,10 +104,22 @@ def test_a_step_is_told_when_the_next_begins_or_the_job_ends(tmp_path, clock):
     assert first["secure_sum_seconds"] == pytest.approx(0.25)
     assert (first["bytes_received"], first["bytes_sent"]) == (1050, 420)
     assert second["compute_seconds"] == pytest.approx(0.7)
-    assert first["compute_seconds_is"] == "measured"
+    assert first["seconds_are"] == "measured"
     totals = progress(tmp_path)["totals"]
     assert (totals["steps"], totals["bytes_received"], totals["bytes_sent"]) == (2, 2100, 840)
     assert totals["compute_seconds"] == pytest.approx(1.0)
+
+
+def test_what_follows_the_training_is_of_no_step(tmp_path, clock):
+    observer = watched(tmp_path, private=False)
+    train(observer, clock, 1, compute=0.25)
+    observer.trained()
+    with observer.message(10):
+        clock.now += 9
+    observer.finished()
+    (line,) = lines(tmp_path)
+    assert line["compute_seconds"] == pytest.approx(0.25)
+    assert progress(tmp_path)["totals"]["bytes_received"] == 1060
 
 
 def test_under_differential_privacy_unlike_batches_leave_the_same_lines(tmp_path, clock):
@@ -116,14 +129,15 @@ def test_under_differential_privacy_unlike_batches_leave_the_same_lines(tmp_path
         folder = tmp_path / str(images)
         folder.mkdir()
         observer = watched(folder, private=True)
-        train(observer, clock, 1, compute=0.004 * images)
+        train(observer, clock, 1, compute=0.004 * images, secure=0.0001 * images)
         observer.finished()
         (line,) = lines(folder)
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d\+00:00", line["at"])  # the next line's would tell the time too
         totals = progress(folder)["totals"]
         told.append([{key: value for key, value in line.items() if key != "at"}, totals])
     assert told[0] == told[1]
     assert told[0][0]["compute_seconds"] == 0.25
-    assert told[0][0]["compute_seconds_is"] == "at most"
+    assert told[0][0]["seconds_are"] == "at most"
 
 
 def test_without_differential_privacy_the_same_batches_differ(tmp_path, clock):

@@ -1,8 +1,11 @@
 """Source "share": one site's part of a data set that was dealt out, as one npz file of preprocessed images."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -13,6 +16,7 @@ from medveil.imaging.preprocess import Preprocess
 
 _LAYOUT = 1
 _UNKNOWN = np.nan
+_DAMAGED = (BadZipFile, EOFError, zlib.error, NotImplementedError, struct.error)
 
 
 class ShareSource(Config):
@@ -44,7 +48,7 @@ class ShareSource(Config):
         """
         path = root / self.path
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             about = json.loads(str(arrays["about"]))
             if about["layout"] != _LAYOUT:
@@ -60,7 +64,7 @@ class ShareSource(Config):
             raise MissingDataError(
                 "The share is not there", expected="the npz file that the source names", remedy="correct the path"
             ) from None
-        except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
+        except (*_DAMAGED, OSError, KeyError, ValueError, IndexError, TypeError) as error:
             raise DataError(
                 "The share cannot be read",
                 got=type(error).__name__,

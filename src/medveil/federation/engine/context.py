@@ -33,6 +33,8 @@ class JobContext:
         submitter: who submitted the job.
         abort: set when the engine ends the job.
         channel: frames to and from the other side.
+        nonce: 32 hexadecimal digits that the submitter drew and signed: one submission, one nonce, one run, however
+            many jobs it takes.
     """
 
     job_id: str
@@ -43,3 +45,4 @@ class JobContext:
     submitter: Submitter
     abort: threading.Event
     channel: Channel
+    nonce: str

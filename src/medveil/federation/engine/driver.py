@@ -17,6 +17,7 @@ from nvflare.fuel.utils import url_utils
 
 from medveil.errors import AuthenticityError, MedveilError
 from medveil.federation.engine.connection import TlsConnection
+from medveil.federation.engine.guard import install_guard
 from medveil.federation.engine.listener import Listener, in_words, own_files
 from medveil.federation.engine.tls import TlsSocket, client_context
 
@@ -129,7 +130,11 @@ def check_peer(name: str, host: str, own_certificate: Path) -> None:
 
 
 def install() -> None:
-    """Make the engine of this process know the scheme. To be called before its first cell starts."""
+    """Make the engine of this process know the scheme, and hear only what a run needs.
+
+    To be called before its first cell starts, by every process of the engine.
+    """
+    install_guard()
     net_utils.SECURE_SCHEMES.add(SCHEME)  # identities of peers are then bound to their certificates
     url_utils._SECURE_SCHEME_MAPPING.setdefault(SCHEME, SCHEME)  # noqa: SLF001 - the engine's list has no door
     if communicator.driver_mgr.find_driver_class(SCHEME) is None:

@@ -1,6 +1,7 @@
 """Start job processes with the same Python and our transport, and never let one site's crash end a job."""
 
 import logging
+import shlex
 from pathlib import Path
 
 from nvflare.apis.fl_constant import FLContextKey, FLMetaKey, JobConstants
@@ -38,6 +39,9 @@ class ServerLauncher(ServerProcessJobLauncher):  # type: ignore[misc]
 
 def _use_module(fl_ctx: FLContext, module: str) -> None:
     arguments = fl_ctx.get_prop(FLContextKey.JOB_PROCESS_ARGS)
+    for name, (option, value) in list(arguments.items()):
+        if name != JobProcessArgs.OPTIONS:  # several words on purpose, from this machine's own settings
+            arguments[name] = (option, shlex.quote(str(value)))  # some come from the server: each stays one word
     arguments[JobProcessArgs.EXE_MODULE] = ("-m", module)
 
 

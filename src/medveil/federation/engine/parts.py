@@ -12,11 +12,11 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
-from nvflare.lighter.utils import verify_folder_signature_and_get_signers
 
-from medveil.errors import AuthenticityError, MedveilError
+from medveil.errors import MedveilError
 from medveil.federation.engine.channel import SERVER, CellChannel
-from medveil.federation.engine.context import Ending, JobContext, Submitter
+from medveil.federation.engine.context import Ending, JobContext
+from medveil.federation.engine.signed import read_manifest, signer
 from medveil.federation.engine.status import clear_returned, read_status, write_status
 
 POLL_S = 0.1
@@ -141,11 +141,12 @@ class _Job:
         job_id, workspace = fl_ctx.get_job_id(), fl_ctx.get_workspace()
         app = Path(workspace.get_app_dir(job_id))
         submitter = signer(app, Path(workspace.get_startup_kit_dir()) / "rootCA.pem")
+        manifest = read_manifest(app, sites if me == SERVER else (me,))
         self._channel = CellChannel(fl_ctx.get_engine().get_cell(), job_id, peers)
         self._ended = ended
         self._left = threading.Event()
         self._abort = threading.Event()
-        self._context = JobContext(job_id, me, sites, app, home, submitter, self._abort, self._channel)
+        self._context = JobContext(job_id, me, sites, app, home, submitter, self._abort, self._channel, manifest.nonce)
 
     def __enter__(self) -> JobContext:
         threading.Thread(target=self._watch, daemon=True, name="medveil-abort").start()
@@ -160,25 +161,3 @@ class _Job:
     def __exit__(self, *_: object) -> None:
         self._left.set()
         self._channel.close()
-
-
-def signer(app: Path, authority: Path) -> Submitter:
-    """Who signed the files of a job.
-
-    Args:
-        app: folder of the job's files.
-        authority: certificate of the federation's authority.
-
-    Raises:
-        AuthenticityError: a file is unsigned or was changed, or more than one signed.
-    """
-    verified, signers = verify_folder_signature_and_get_signers(str(app), str(authority))
-    if not verified or len(signers) != 1:
-        raise AuthenticityError(
-            "The files of this job are not as its submitter signed them",
-            got=f"{len(signers)} signatures that hold",
-            expected="every file signed by one person of this federation",
-            remedy="submit the job again; if this recurs, somebody changes jobs at the server",
-        )
-    name, org, role = signers[0]
-    return Submitter(name or "", org or "", role or "")

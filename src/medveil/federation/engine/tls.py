@@ -16,6 +16,8 @@ CHUNK_BYTES = 256 * 1024
 """Plaintext that is encrypted at a time, so that a reader is never kept waiting for a large write."""
 
 CRL_FILE = "crl.pem"
+UNACKNOWLEDGED_S = 10.0
+"""A connection whose peer has acknowledged nothing for so long is lost: a new one is up sooner than TCP's next try."""
 
 
 def server_context(authority: Path, certificate: Path, key: Path, revoked: Path | None) -> ssl.SSLContext:
@@ -96,6 +98,8 @@ class TlsSocket:
         self._order = threading.Lock()
         self.last_read = time.monotonic()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # of RFC 5482; Linux has it
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNACKNOWLEDGED_S))
         self._handshake(handshake_s)
         sock.settimeout(None)
         certificate = self._tls.getpeercert() or {}
@@ -147,7 +151,10 @@ class TlsSocket:
     def _send_raw(self, data: bytes, stalled_s: float) -> None:
         view = memoryview(data)
         with selectors.DefaultSelector() as ready:
-            ready.register(self._sock, selectors.EVENT_WRITE)
+            try:
+                ready.register(self._sock, selectors.EVENT_WRITE)
+            except ValueError:
+                raise ConnectionResetError("closed meanwhile") from None
             while view:
                 if not ready.select(stalled_s):
                     raise TimeoutError(f"nothing could be sent for {stalled_s:g} s")

@@ -122,13 +122,21 @@ class _Members:
             members: names.
 
         Raises:
-            AuthenticityError: other sites were written down for the same weights, or the round is past.
+            AuthenticityError: other sites were written down for the same weights, other weights for the same round, or
+                the round is past.
         """
         round_number, start = of
         names = sorted(members)
         noted = self._read()
         if round_number < noted["latest"]:
             raise _past(round_number, noted["latest"])
+        if round_number == noted["latest"] and noted.get("start", start) != start:
+            raise AuthenticityError(
+                "The server asks for the same round again from other weights",
+                got=f"round {round_number}, weights {start[:12]}",
+                expected=f"weights {noted['start'][:12]}",
+                remedy="start a new run; a coordinator that lost its checkpoints cannot go on with this one",
+            )
         place = noted["of"].get(start)
         earlier = None if place is None else noted["lists"][place]
         if earlier is not None and earlier != names:
@@ -141,7 +149,7 @@ class _Members:
         if earlier is None or noted["latest"] < round_number:
             lists = noted["lists"] if names in noted["lists"] else [*noted["lists"], names]
             places = {**noted["of"], start: lists.index(names)}
-            self._write({"latest": round_number, "lists": lists, "of": places})
+            self._write({"latest": round_number, "start": start, "lists": lists, "of": places})
 
     def _read(self) -> dict[str, Any]:
         if not self._path.exists():

@@ -1,0 +1,173 @@
+"""What a hospital's own program does before it takes part, and where it stops."""
+
+import errno
+import json
+import time
+from datetime import UTC, datetime
+
+import pytest
+from network_plans import CLEAR, DISTRIBUTED, POLICY, SUMS
+from network_rig import Wire
+
+from medveil.connect import site_program
+from medveil.errors import ApprovalError, ConfigError, PolicyError, RunError
+from medveil.federation.secure.outbox import Outbox
+from medveil.study.plan import Plan
+
+PERSON = POLICY.replace('rule = "policy"', 'rule = "person"\nwait_minutes = 0')
+WAITING = POLICY.replace('rule = "policy"', 'rule = "person"\nwait_minutes = 5')
+QUICK = {"dead_after_s": 3.0, "hold_s": 4.0, "answer_s": 60.0}
+
+
+def _declined(place, ending, errors, error, *names):
+    assert set(errors) == set(names)
+    for name in names:
+        assert type(errors[name]) is error
+        assert "run-begun" not in place.events(name)
+        assert place.events(name)[-1] == "stopped"
+        assert not (place.kit(name) / "medveil" / "runs").exists()
+    assert ending in ("failed", "again")
+
+
+def test_a_plan_that_nobody_approved_trains_nothing(trained, hospitals):
+    plan = trained(CLEAR)[0]
+    place = hospitals(plan, policy=PERSON)
+    wire = Wire()
+    ending, errors = place.job("job-1", wire=wire)
+    _declined(place, ending, errors, ApprovalError, *place.names)
+    assert ending == "failed"
+    (path,) = (place.kit("site-1") / "medveil" / "inbox").glob("*.json")
+    assert path.stem == plan.digest()
+    assert Plan.model_validate(json.loads(path.read_text())).digest() == plan.digest()
+    frames = b"".join(frame for _, _, frame in wire.sniffed)
+    for secret in (b"Traceback", str(place.root).encode(), b"phantom-1"):
+        assert secret not in frames
+    assert b"has not approved the plan" in frames
+
+
+def test_a_plan_that_is_approved_while_it_waits_goes_on(trained, hospitals):
+    plan, _, _, weights = trained(CLEAR)
+    place = hospitals(plan, policy=WAITING)
+
+    def approve(here, _wire):
+        end = time.monotonic() + 60
+        for name in here.names:
+            while not (here.kit(name) / "medveil" / "inbox" / f"{plan.digest()}.json").exists():
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            home = here.home(name)
+            home.approvals().approve(plan.digest(), by="dr.m", at=datetime.now(UTC), policy=home.policy().digest())
+
+    ending, errors = place.job("job-1", during=approve, farewell_s=10.0)
+    assert (ending, errors) == ("done", {})
+    assert place.weights() == weights
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule"),
+    [
+        (POLICY.replace("epsilon = 50.0", "epsilon = 0.1"), "privacy.epsilon"),
+        (POLICY.replace('"none", "distributed"', '"none"'), "privacy.modes"),
+        (POLICY.replace("debug_randomness = true", "debug_randomness = false"), "privacy.debug_randomness"),
+        (POLICY.replace("max_rounds = 1000", "max_rounds = 1"), "max_rounds"),
+        (POLICY.replace('role = "lead"', 'role = "member"'), "submitters"),
+        (POLICY.replace('"phantom-classification", ', ""), "datasets"),
+        (POLICY.replace("colluding = 0", "colluding = 1"), "privacy.colluding"),
+    ],
+)
+def test_a_plan_below_the_floor_of_two_hospitals_is_refused_by_them(trained, hospitals, policy, rule):
+    plan = trained(DISTRIBUTED)[0]
+    place = hospitals(plan)
+    for name in ("site-1", "site-3"):
+        (place.kit(name) / "medveil" / "policy.toml").write_text(policy)
+    ending, errors = place.job("job-1")
+    refused = {name: error for name, error in errors.items() if isinstance(error, PolicyError)}
+    _declined(place, ending, refused, PolicyError, "site-1", "site-3")
+    assert ending == "failed"  # two of four said that they never will
+    assert rule in {
+        one for line in place.log("site-1") if line["event"] == "plan-against-policy" for one in line["facts"]["rules"]
+    }
+
+
+def test_a_hospital_without_a_policy_allows_nothing(trained, hospitals):
+    place = hospitals(trained(CLEAR)[0])
+    (place.kit("site-2") / "medveil" / "policy.toml").unlink()
+    ending, errors = place.job("job-1")
+    assert ending == "failed"
+    assert isinstance(errors["site-2"], PolicyError)
+    assert "plan-accepted" not in place.events("site-2")
+    assert not place.run_folder().joinpath("record.json").exists()
+
+
+def test_an_approval_by_rule_ends_with_its_policy(trained, hospitals):
+    place = hospitals(trained(CLEAR)[0])
+    assert place.job("job-1")[0] == "done"
+    for name in place.names:
+        (place.kit(name) / "medveil" / "policy.toml").write_text(PERSON)
+    ending, errors = place.job("job-2")
+    assert ending == "failed"
+    assert {type(error) for error in errors.values()} == {ApprovalError}
+
+
+def test_a_site_of_another_version_is_refused(trained, hospitals, monkeypatch):
+    place = hospitals(trained(CLEAR)[0])
+    monkeypatch.setattr("medveil.connect.own.__version__", "0.0.1")
+    ending, _ = place.job("job-1")
+    assert ending == "failed"
+    told = (place.run_folder() / "events.jsonl").read_text()
+    assert "another version than the server" in told
+
+
+def test_a_site_with_images_of_another_shape_is_refused(trained, dealt, hospitals):
+    place = hospitals(trained(CLEAR)[0])
+    other = dealt(trained(CLEAR, "data.source.size=[24,24]")[0])["site-2"]
+    config = place.kit("site-2") / "medveil" / "site.toml"
+    config.write_text(f'deidentified = true\n[source]\nkind = "share"\npath = "{other.path}"\nnames_patients = true\n')
+    ending, _ = place.job("job-1")
+    assert ending == "failed"
+    assert "images or classes are not those" in (place.run_folder() / "events.jsonl").read_text()
+
+
+def test_a_site_without_its_data_says_no_path(trained, hospitals):
+    place = hospitals(trained(CLEAR)[0])
+    config = place.kit("site-2") / "medveil" / "site.toml"
+    config.write_text('deidentified = true\n[source]\nkind = "share"\npath = "/secret/ward/images.npz"\n')
+    wire = Wire()
+    ending, _ = place.job("job-1", wire=wire)
+    assert ending == "failed"
+    assert all(b"secret" not in frame for _, _, frame in wire.sniffed)
+    assert any(b"share is not there" in frame for _, _, frame in wire.sniffed)
+
+
+def test_a_full_disk_stops_a_site_for_now(trained, hospitals, monkeypatch):
+    plan, _, _, weights = trained(SUMS)
+    place = hospitals(plan)
+    written = Outbox.contribution
+    full = {"on": True}
+
+    def contribution(self, round_number, start, compute):
+        if full["on"] and round_number == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(place.root))
+        return written(self, round_number, start, compute)
+
+    monkeypatch.setattr(Outbox, "contribution", contribution)
+    wire = Wire()
+    ending, errors = place.job("job-1", wire=wire, patience=QUICK)
+    assert ending == "again"  # too few are left, and none of them for good
+    assert RunError in {type(error) for error in errors.values()}
+    assert all(str(place.root).encode() not in frame for _, _, frame in wire.sniffed)
+    assert any(b"cannot be read or written" in frame for _, _, frame in wire.sniffed)
+    full["on"] = False
+    ending, errors = place.job("job-2", first="job-1", farewell_s=10.0)
+    assert (ending, errors) == ("done", {})
+    assert place.weights() == weights
+
+
+def test_a_job_without_a_plan_is_declined(trained, hospitals, monkeypatch):
+    place = hospitals(trained(CLEAR)[0])
+    monkeypatch.setattr(site_program, "_FAREWELL_S", 0.1)
+    for content in ("", "[]", '{"name": 3}', "{" * 5000):
+        (place.app / "plan.json").write_text(content)
+        with pytest.raises(ConfigError):
+            site_program.run_site(place.context("job-9", "site-1", names=place.names, channel=Wire().end("site-1")))
+    assert place.events("site-1") == ["stopped"] * 4
