@@ -18,7 +18,7 @@ from medveil.rng import Seeds
 SIZES: Final[dict[tuple[str, Effort], Size]] = {
     ("classification", "quick"): Size(72, 2, 16, 40, 100),
     ("classification", "default"): Size(112, 2, 64, 50, 200, curve=(1e2,), curve_models=12),
-    ("segmentation", "quick"): Size(64, 1, 9, 25, 30, share=1 / 8),
+    ("segmentation", "quick"): Size(64, 1, 9, 22, 24, share=1 / 8),
     ("segmentation", "default"): Size(96, 1, 16, 40, 60, share=1 / 8),
 }
 FEWEST_PATIENTS: Final = 64

@@ -176,9 +176,11 @@ class Leader:
     def close(self) -> None:
         """Say farewell to whoever is there, and end the links."""
         farewell = encode(Farewell(reason="the server's job ends"))
-        for site in self._job.sites:
+        gone = () if self._remote is None else self._remote.left  # they were told
+        there = [site for site in self._job.sites if site not in gone]
+        for site in there:
             self._postman.send(site, farewell)
-        self._postman.flush(_FAREWELL_S)
+        self._postman.flush(_FAREWELL_S, there)
         self._postman.close()
 
     def lead(self) -> None:

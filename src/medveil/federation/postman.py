@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from medveil.errors import MessageError
@@ -92,12 +92,17 @@ class Postman:
         with self._lock:
             return dict(self._refused)
 
-    def flush(self, timeout: float) -> bool:
-        """Wait until everything that was sent has arrived; False when it has not within ``timeout`` seconds."""
+    def flush(self, timeout: float, peers: Collection[str] | None = None) -> bool:
+        """Wait until everything that was sent has arrived; False when it has not within ``timeout`` seconds.
+
+        Args:
+            timeout: seconds.
+            peers: whose; all by default.
+        """
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             with self._lock:
-                if all(link.flushed for link in self._links.values()):
+                if all(link.flushed for peer, link in self._links.items() if peers is None or peer in peers):
                     return True
             time.sleep(_TICK_S)
         return False

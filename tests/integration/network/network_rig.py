@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -25,6 +24,7 @@ from medveil.federation.link import LinkSettings
 from medveil.secagg.identity import IdentityKey
 from medveil.study.deal import deal
 
+HURRIED = LinkSettings(resend_after_s=0.15, resend_at_most_s=0.6, heartbeat_s=0.3)
 LEAD = Submitter("lead@hospital.org", "hospital_a", "lead")
 
 
@@ -160,10 +160,12 @@ class Hospitals:
             mock.patch(f"medveil.connect.{module}._FAREWELL_S", farewell_s)
             for module in ("coordinator_program", "site_program")
         ]
-        hurried = partial(LinkSettings, resend_after_s=0.15, resend_at_most_s=0.6, heartbeat_s=0.3)
-        links = mock.patch("medveil.federation.postman.LinkSettings", hurried)
+        links = mock.patch("medveil.federation.postman._SETTINGS", HURRIED)
         with hashed, links, farewells[0], farewells[1]:
-            for thread in (*threads, server):
+            server.start()
+            while "server" not in wire.handlers and server.is_alive():  # who declines at once is to be heard
+                time.sleep(0.01)
+            for thread in threads:
                 thread.start()
             if during is not None:
                 during(self, wire)

@@ -146,7 +146,7 @@ class Ward:
     def bytes_carried(self, _name):
         return 0, 0
 
-    def flush(self, _timeout):
+    def flush(self, _timeout, _peers=None):
         while not self.dead and self.to_sites:
             name, data = self.to_sites.popleft()
             if name not in self.gone and not self.runs[name].finished:

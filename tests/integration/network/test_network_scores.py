@@ -27,7 +27,7 @@ from medveil.study.tallied import ClassificationTally, ThresholdTally
 from medveil.study.tallied_masks import SegmentationTally
 from medveil.training.vectors import trainable
 
-LARGE = ("data.source.subjects=200",)
+LARGE = ("data.source.subjects=200", "data.source.repeated=0.0")
 
 
 def _networked(trained, hospitals, text, *overrides):
