@@ -141,6 +141,19 @@ class SecureRandom:
             key = _derived(self._key, f"child {self._asked[purpose]} {purpose}")
         return SecureRandom._from_key(key, secure=self._secure)
 
+    def replay(self, purpose: str) -> "SecureRandom":
+        """The stream for ``purpose``, the same whenever it is asked for: for debugging, from a seeded source only.
+
+        Raises:
+            PrivacyError: the source is secure, and a secret stream must never come twice.
+        """
+        if self._secure:
+            raise PrivacyError(
+                "A secure stream cannot be replayed", remedy="use child(), or a seeded source for debugging"
+            )
+        with self._owned():
+            return SecureRandom._from_key(_derived(self._key, f"replay {purpose}"), secure=False)
+
     def bytes(self, count: int) -> bytes:
         """``count`` >= 0 uniform bytes."""
         zeros = bytes(_size(count, "bytes"))

@@ -219,3 +219,15 @@ def test_start_up_loads_neither_cryptography_nor_torch():
     script = "import sys, medveil.rng; print([m for m in ('torch', 'cryptography', 'scipy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_only_a_seeded_source_replays_its_streams():
+    source = SecureRandom.seeded(Seeds(3))
+    first = source.replay("step 1").bytes(32)
+    source.bytes(7)
+    assert source.replay("step 1").bytes(32) == first
+    assert SecureRandom.seeded(Seeds(3)).replay("step 1").bytes(32) == first
+    assert source.replay("step 2").bytes(32) != first
+    assert not source.replay("step 1").secure
+    with pytest.raises(PrivacyError):
+        SecureRandom().replay("step 1")

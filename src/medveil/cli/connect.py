@@ -170,7 +170,7 @@ def status(kit: Path, as_json: bool) -> None:
 @click.option("--refuse", is_flag=True, help="Refuse the plan instead, or take an approval back.")
 @click.option("--by", default="", help="Who decides; by default the user's name on this machine.")
 def approve(kit: Path, plan_hash: str | None, refuse: bool, by: str) -> None:
-    """List the plans that wait at the site of KIT, or approve the one with PLAN_HASH (its first 16 digits are enough)."""
+    """List the plans that wait at the site of KIT, or approve the one with PLAN_HASH (16 digits are enough)."""
     from medveil.connect.deciding import decide, waiting_plans
 
     if plan_hash is None:

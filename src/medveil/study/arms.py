@@ -131,6 +131,7 @@ class Workshop:
             step=step_plan(self.plan, bound, dimension, party.name, parties),
             unit=bound.unit,
             random=self.random("party", number),
+            repeatable=not bound.secure,
         )
         return PrivateTrainer(
             self.model(),

@@ -35,11 +35,14 @@ class Privately:
         step: the bound step of this party.
         unit: "patient" or "image".
         random: this party's own source of noise and draws.
+        repeatable: whether a step draws the same again when a run goes on after an interruption. For debugging: the
+            source must be a seeded one.
     """
 
     step: StepPlan
     unit: Unit
     random: SecureRandom
+    repeatable: bool = False
 
 
 def _secret_seeds(random: SecureRandom) -> Seeds:
@@ -88,9 +91,8 @@ class PrivateTrainer(Trainer):
         self._source = private.random
         self._owner = np.arange(len(data)) if private.unit == "image" else data.subject
         units = len(data) if private.unit == "image" else data.num_subjects
-        self._sampler = PoissonSampler(units, private.step.sampling_rate, private.random.child("sampling"))
-        self._picks = private.random.child("images")
-        self._noise = private.random.child("noise")
+        self._units = units
+        self._draw_from(private.random)
         self._engine = GradientEngine(
             self._views.network,
             self._losses,
@@ -119,6 +121,18 @@ class PrivateTrainer(Trainer):
         del name, step
         return _secret_seeds(self._secret)
 
+    def _draw_from(self, random: SecureRandom) -> None:
+        self._sampler = PoissonSampler(self._units, self._private.step.sampling_rate, random.child("sampling"))
+        self._picks = random.child("images")
+        self._noise = random.child("noise")
+
+    def _begin(self, step: int) -> None:
+        """Where a run must repeat, every step has streams of its own."""
+        if self._private.repeatable:
+            streams = self._source.replay(f"step {step}")
+            self._secret = streams.child("views")
+            self._draw_from(streams)
+
     def encoded_step(self, step: int) -> NDArray[np.int64]:
         """This party's part of a step that all sites take together: its clipped sum and its share of the noise.
 
@@ -127,6 +141,7 @@ class PrivateTrainer(Trainer):
             of the guarantee: it leaves the party masked or not at all.
         """
         self._check_halt()
+        self._begin(step)
         self.model.train()
         with self._reproducible(step):
             total, _ = self._clipped_total(step)
@@ -140,6 +155,7 @@ class PrivateTrainer(Trainer):
                 expected="a secure sum over all of them",
                 remedy="use encoded_step, and mask what it gives",
             )
+        self._begin(step)
         total, counts = self._clipped_total(step)
         noise = replace(self._private.step.noise, l2_clip_norm=self._clipping.l2_clip_norm)
         self._set_gradients(noise.release(total.numpy(), self._noise) / self._private.step.divisor)

@@ -68,6 +68,13 @@ SUMS = (
     .replace('name = "clear"', 'name = "sums"')
     .replace("[performance]", _SUMS + "statistics = true\n[performance]")
 )
+# Every site protects its own patients, and answers in the clear: a round that is asked again is charged again.
+LOCAL = (
+    DISTRIBUTED.replace('kind = "distributed"', 'kind = "local"')
+    .replace('kind = "fedsgd"', 'kind = "fedavg", local_steps = 1')
+    .replace(_SUMS, "")
+    .replace('name = "distributed"', 'name = "local"')
+)
 # A site that is lost costs no more than itself.
 SPARING = CLEAR.replace("rounds = 2", "rounds = 2\nmin_sites = 3")
 
