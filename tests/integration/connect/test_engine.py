@@ -9,7 +9,7 @@ import pytest
 
 from medveil.errors import ConfigError, FederationError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.live]
 
 
 def ended(running, job_id):

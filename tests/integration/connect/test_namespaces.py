@@ -28,6 +28,7 @@ PLAN = (
 )
 
 
+@pytest.mark.live
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
 def test_a_run_over_bad_lines_ends_as_in_one_process(tmp_path, monkeypatch):
