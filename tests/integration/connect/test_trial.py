@@ -20,7 +20,7 @@ _CHANGES = (
     "federation.validate_every=6",
     "privacy.delta=1e-2",
     "privacy.dp.sampling={ rate = 0.25, nominal_units = { scanner-1 = 20, scanner-2 = 20, scanner-3 = 20 } }",
-    "privacy.secure_aggregation={ colluding = 0, dropouts = 1 }",
+    "privacy.secure_aggregation={ colluding = 1, dropouts = 0 }",  # the run waits for the site that is killed
 )
 
 
@@ -58,6 +58,7 @@ def test_the_record_is_that_of_a_run_in_one_process_and_says_what_happened(trial
     assert "lost" in {event["what"] for event in record["events"] if event["site"] == "scanner-2"}
     (lost,) = [event for event in record["events"] if event["what"] == "lost"]
     assert lost["round"] >= 3
+    assert record["training"]["lost_sites"] == {}
     assert (trial / "run" / "report.html").stat().st_size > 10_000
     assert (trial / "run" / "weights.safetensors").exists()
 
@@ -67,7 +68,8 @@ def test_no_step_was_charged_twice(trial):
     entries = {site: ledger["entries"] for site, ledger in record["privacy"]["ledgers"].items()}
     # A cap and the plan, two lines a step (reserved, completed), and the plan's end.
     assert entries["scanner-1"] == entries["scanner-3"] == 2 * _ROUNDS + 3
-    assert entries["scanner-2"] <= 2 * _ROUNDS + 3
+    # It may have been killed after its contribution was on disk and before the step was noted as completed.
+    assert entries["scanner-2"] in {2 * _ROUNDS + 2, 2 * _ROUNDS + 3}
 
 
 def test_every_site_has_an_unbroken_log_that_says_what_it_did(trial):
