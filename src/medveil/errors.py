@@ -21,8 +21,10 @@ The tree, with the exit code of the command line in brackets::
     │   ├── ProtocolError          a valid message at the wrong moment
     │   │   └── AuthenticityError  a forged message, a swapped key, or a list that contradicts an earlier one
     │   ├── PipelineError          stages missing, unknown or out of order
-    │   └── TooFewSitesError       fewer sites left than the plan allows
+    │   ├── TooFewSitesError       fewer sites left than the plan allows
+    │   └── EngineError            the engine that carries messages cannot be set up, reached or used
     ├── RunError [6]
+    │   ├── InterruptedRunError    ended from outside before it was finished; it can go on
     │   ├── ResumeError            a run folder belongs to another plan or is damaged
     │   ├── DivergedError          the loss is no longer finite
     │   ├── ManifestError          a run's files differ from its signed manifest

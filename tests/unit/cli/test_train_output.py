@@ -2,7 +2,7 @@
 
 import pytest
 
-from medveil.cli.train import _print_dry_run, _print_record
+from medveil.cli.train import _print_dry_run, print_record
 
 SUMMARY = dict.fromkeys(
     ("data", "sites", "model", "training", "references", "communication", "protection", "output"), "as planned"
@@ -37,7 +37,7 @@ def printed_dry_run(privacy, capsys, _):
 
 
 def printed_record(privacy, capsys, tmp_path):
-    _print_record(record_of(privacy), tmp_path, None)
+    print_record(record_of(privacy), tmp_path, None)
     return capsys.readouterr().out
 
 
