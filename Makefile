@@ -9,7 +9,7 @@ PLAN ?= plans/pneumonia-28-private.toml
 HOSPITALS ?= plans/pneumonia-28-hospitals.toml
 else
 PLAN ?= plans/phantom-private.toml
-HOSPITALS ?= plans/phantom-private.toml
+HOSPITALS ?= plans/phantom-hospitals.toml
 endif
 
 RUN ?= runs/demo-$(notdir $(basename $(PLAN)))

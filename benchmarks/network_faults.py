@@ -9,6 +9,9 @@ is of every line, the server's too, each way. A plug that is pulled is scanner-2
 
 The plan is of three sites that compute little, so that times are those of the network. Its noise is from seeded
 generators, so that the final weights of two runs can be compared bit by bit; real runs draw it from the system.
+
+Exit code 1: a case did not complete, or no site was lost and the weights are others than those of the case they must
+equal, or an undisturbed case lost a site. The case to equal is run in the same call, first, also where nobody asks.
 """
 
 import argparse
@@ -242,6 +245,24 @@ def _end(*_):
     sys.exit("ended")
 
 
+def with_references(names):
+    """The cases, each after the one whose weights it must equal."""
+    return list(dict.fromkeys(one for name in names for one in (CASES[name].like or name, name)))
+
+
+def broken_by(name, row):
+    """What a case's row says that must not be.
+
+    A site that is lost is not in the sums any more, so that weights may differ then; the undisturbed cases lose none.
+    """
+    like = CASES[name].like
+    if not row["completed"]:
+        return [f"did not complete: {row.get('error') or row['rounds']}"]
+    if row["lost"]:
+        return [f"lost {', '.join(row['lost'])}"] if like == name else []
+    return [f"other weights than {like}, or none to compare with"] if like and not row.get("same_weights") else []
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", choices=[[], *CASES], default=[])
@@ -254,15 +275,19 @@ def main():
     signal.signal(signal.SIGTERM, _end)
     out = given.out or Path(tempfile.mkdtemp())
     results = out / "results.jsonl"
-    rows = {}
-    for name in given.cases or CASES:
-        rows[name] = run_case(name, CASES[name], given.rounds, out, given.congestion)
+    rows, broken = {}, []
+    for name in with_references(given.cases or CASES):
+        row = rows[name] = run_case(name, CASES[name], given.rounds, out, given.congestion)
         like = rows.get(CASES[name].like)
-        if like is not None and rows[name]["completed"] and not rows[name]["lost"]:
-            rows[name]["same_weights"] = rows[name]["weights"] == like["weights"]
-        print(json.dumps(rows[name], indent=1), flush=True)
+        if like is not None and row["completed"] and not row["lost"] and like["completed"] and not like["lost"]:
+            row["same_weights"] = row["weights"] == like["weights"]
+        print(json.dumps(row, indent=1), flush=True)
         with results.open("a") as file:
-            file.write(json.dumps(rows[name]) + "\n")
+            file.write(json.dumps(row) + "\n")
+        broken += [f"{name}: {text}" for text in broken_by(name, row)]
+    for text in broken:
+        print(f"BROKEN: {text}")
+    sys.exit(bool(broken))
 
 
 if __name__ == "__main__":

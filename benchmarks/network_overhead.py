@@ -6,19 +6,29 @@ Real processes on loopback with certificates: a server, and a site for each scan
 batches of four images and secure sums, without differential privacy, because a private site does not tell how long it
 computes (that tells how many patients were drawn). Computing is the longest of the sites' in each step, since all of
 them compute at the same time; with more sites than cores they wait for each other, which is counted as computing.
-Memory is the resident size of every process, read every two seconds: the second tenth of the time against the last.
+Memory is the resident size of every process, read every two seconds and kept in memory.jsonl of the folder. The table
+is of the steps alone, without starting and scoring: the second tenth of the time against the last, and a slope (Theil
+and Sen's, which a few strange readings do not move) over the last four fifths in MB per 1000 steps. A process with
+fewer than 40 readings in that time is too short to say, and is listed.
+
+Exit code 1: the median beyond computing is over 250 ms with five sites, or a process grew by more than 5 %, or a party
+has no process that was long enough while others have. With another number of sites only memory decides. Both bounds are
+those of a machine that does nothing else.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import threading
 import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import psutil
+from scipy.stats import theilslopes
 
 from medveil.connect.home import Home
 from medveil.connect.job import Federation
@@ -35,6 +45,10 @@ MODELS = {
     "tiny": 'model={ kind = "scattering", positions = [2, 2], order = 1 }',
 }
 SKIPPED = 5  # first steps, in which everything is set up
+BOUND_SITES, BOUND_MS = 5, 250.0
+GROWTH = 5.0  # percent
+LEAST_READINGS = 40
+MOST_READINGS = 1000  # of a slope, which takes the square of it
 
 
 class Memory(threading.Thread):
@@ -96,10 +110,25 @@ def main():
         with Federation(kits[LEAD]) as federation:
             wait_for_sites(federation.connected, names, trial)
             job, _ = submit_plan(federation, plan, names)
-        folder = follow(kits[SERVER_KIT], job, trial=trial, kills=(), say=lambda _text: None, timeout=3600 * 3)
+        told = []
+        say = lambda text: told.append((time.time(), text))  # noqa: E731 - when the run stood where, in words
+        folder = follow(kits[SERVER_KIT], job, trial=trial, kills=(), say=say, timeout=3600 * 3)
     memory.ended.set()
-    report_time(folder, {name: Home(kit).folder / "metrics.jsonl" for name, kit in sites.items()})
-    report_memory(memory.sizes)
+    memory.join()
+    with (out / "memory.jsonl").open("w") as file:
+        for name, readings in memory.sizes.items():
+            file.writelines(json.dumps([name, *reading]) + "\n" for reading in readings)
+    times = [row["seconds"] for row in lines(folder / "metrics.jsonl") if row["arm"] == "federated"]
+    broken = report_time(folder, times, {name: Home(kit).folder / "metrics.jsonl" for name, kit in sites.items()})
+    training = [at for at, text in told if text.startswith("training, round")][SKIPPED:]
+    during = {
+        name: [(at, size) for at, size in readings if training and training[0] <= at <= training[-1]]
+        for name, readings in memory.sizes.items()
+    }
+    broken += report_memory(during, (len(times) - 1) / (times[-1] - times[0]), [SERVER_KIT, *names])
+    for text in broken:
+        print(f"BROKEN: {text}")
+    sys.exit(bool(broken))
 
 
 def table(head, rows):
@@ -112,10 +141,10 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def report_time(folder, at_sites):
+def report_time(folder, times, at_sites):
+    """Print the shares of a step; the bound that does not hold, if it does not."""
     record = json.loads((folder / "record.json").read_text())
-    rounds = [row["seconds"] for row in lines(folder / "metrics.jsonl") if row["arm"] == "federated"]
-    whole = [later - earlier for earlier, later in pairwise(rounds)][SKIPPED:]
+    whole = [later - earlier for earlier, later in pairwise(times)][SKIPPED:]
     steps = {
         name: {row["round"]: row for row in lines(path) if "compute_seconds" in row} for name, path in at_sites.items()
     }
@@ -137,19 +166,45 @@ def report_time(folder, at_sites):
             ["of it engine and messages", 1e3 * (median(beyond) - median(crypto) - server), float("nan")],
         ],
     )
+    over = len(steps) == BOUND_SITES and not 1e3 * median(beyond) <= BOUND_MS
+    return [f"{1e3 * median(beyond):.0f} ms a step beyond computing; at most {BOUND_MS:.0f}"] if over else []
 
 
-def report_memory(sizes):
-    rows = []
-    for name, measured in sorted(sizes.items()):
-        if len(measured) < 40:
+def report_memory(sizes, steps_a_second, parties):
+    """Print how every process grew; what grew too much, and who has no process that was long enough to say."""
+    rows, short, broken = [], [], []
+    for name, readings in sorted(sizes.items()):
+        if len(readings) < LEAST_READINGS:
+            short.append(f"{name} ({len(readings)} readings)")
             continue
-        tenth = len(measured) // 10
-        first = statistics.median(size for _, size in measured[tenth : 2 * tenth])
-        last = statistics.median(size for _, size in measured[-tenth:])
-        rows.append([name, first / 1e6, last / 1e6, 100 * (last / first - 1)])
+        first, last, growth = grown(readings)
+        rows.append([name, first, last, growth, slope(readings) * 1000 / steps_a_second])
+        if not growth <= GROWTH:
+            broken.append(f"{name} grew by {growth:.1f} %; at most {GROWTH:.0f}")
     if rows:
-        table(["process", "MB, second tenth", "MB, last tenth", "growth %"], rows)
+        table(["process", "MB, second tenth", "MB, last tenth", "growth %", "MB per 1000 steps"], rows)
+    else:
+        print("no process ran for long enough to say whether it grows: ask for more --steps")
+    if short:
+        print(f"too short to say: {', '.join(short)}")
+    told = {(row[0].split()[0].split("/")[-1], row[0].split()[1]) for row in rows}
+    missing = [(party, kind) for party in parties for kind in ("parent", "job") if rows and (party, kind) not in told]
+    return broken + [f"no {kind} process of {party} was long enough to say, as others were" for party, kind in missing]
+
+
+def grown(readings):
+    """Median MB in the second and in the last tenth of the readings, and the growth in percent."""
+    tenth = len(readings) // 10
+    first = statistics.median(size for _, size in readings[tenth : 2 * tenth])
+    last = statistics.median(size for _, size in readings[-tenth:])
+    return first / 1e6, last / 1e6, 100 * (last / first - 1)
+
+
+def slope(readings):
+    """MB a second over the last four fifths of the readings: the median of the slopes between any two of them."""
+    late = np.array(readings[len(readings) // 5 :])
+    late = late[:: -(-len(late) // MOST_READINGS)]
+    return float(theilslopes(late[:, 1] / 1e6, late[:, 0] - late[0, 0]).slope)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """What every test shares: no user's folders are touched, real data only where MEDVEIL_DATA says."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are imported by path, what they share by name
 
 # In CI the examples are the same every time; elsewhere new ones are tried on every run.
 settings.register_profile("ci", derandomize=True, deadline=None)

@@ -2,25 +2,14 @@
 
 import pytest
 
+import tiny_plans
 from medveil.study.plan import load_plan
+from tiny_plans import merged
 
-CLASSIFICATION = """
+CLASSIFICATION = merged(
+    tiny_plans.CLASSIFICATION,
+    """
 name = "small"
-task = "classification"
-seed = 3
-[data]
-partition = { kind = "iid", sites = 3 }
-splits = { kind = "random", test = 0.25, validation = 0.15 }
-[data.source]
-kind = "phantom"
-task = "classification"
-subjects = 160
-size = [16, 16]
-scanners = 3
-seed = 2
-difficulty = 0.1
-[model]
-kind = "cnn"
 [federation]
 rounds = 3
 algorithm = { kind = "fedavg", local_epochs = 1 }
@@ -32,37 +21,23 @@ shift = 0.05
 [evaluation]
 bootstrap = { resamples = 50 }
 subgroups = ["scanner"]
-"""
+""",
+)
 
-SEGMENTATION = """
+SEGMENTATION = merged(
+    tiny_plans.SEGMENTATION,
+    """
 name = "small-masks"
-task = "segmentation"
-seed = 3
-[data]
-partition = { kind = "natural", column = "scanner" }
-splits = { kind = "random", test = 0.3, validation = 0.15 }
 [data.source]
-kind = "phantom"
-task = "segmentation"
 subjects = 40
-size = [16, 16]
-scanners = 2
-seed = 2
-difficulty = 0.1
-[model]
-kind = "unet"
 [federation]
 rounds = 2
-algorithm = { kind = "fedavg", local_epochs = 2 }
-select = "best"
 [training]
-batch_size = 8
-optimiser = { kind = "adam", lr = 5e-3 }
-loss = { kind = "dice_ce" }
 augmentation = { flip = [1], rotate_degrees = 10 }
 [evaluation]
 bootstrap = { resamples = 50 }
-"""
+""",
+)
 
 
 @pytest.fixture

@@ -12,41 +12,29 @@ from medveil.study.manifest import verify_manifest
 from medveil.study.plan import load_plan
 from medveil.study.red_team import build_scene, red_team
 from medveil.study.train import train
+from tiny_plans import FINISHED, merged
 
-PLAN = """
+PLAN = merged(
+    FINISHED,
+    """
 name = "attacked"
 task = "classification"
-seed = 1
 [data]
 partition = { kind = "iid", sites = 3 }
-splits = { kind = "random", test = 0.3, validation = 0.2 }
-[data.source]
-kind = "phantom"
-subjects = SUBJECTS
-size = [16, 16]
 [model]
 kind = "cnn"
 channels = [4, 4]
 strides = [2, 1]
 [federation]
 rounds = 2
-algorithm = { kind = "fedavg", local_steps = 2 }
-[training]
-batch_size = 8
-[evaluation]
-bootstrap = { resamples = 5 }
-[references]
-central = false
-local_only = false
-[performance]
-workers = 1
-"""
+""",
+)
 KEYS = {"threat_model", "unprotected", "protected", "control", "bound", "succeeded_unprotected", "seconds"}
 
 
 def written(folder, subjects=260):
     path = folder / "plan.toml"
-    path.write_text(PLAN.replace("SUBJECTS", str(subjects)), encoding="utf-8")
+    path.write_text(merged(PLAN, f"[data.source]\nsubjects = {subjects}"), encoding="utf-8")
     return path
 
 

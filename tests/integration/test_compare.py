@@ -11,53 +11,27 @@ from medveil.errors import ResumeError
 from medveil.study import grid_runs
 from medveil.study.compare import compare
 from medveil.study.plan import load_plan
+from tiny_plans import DISTRIBUTED, merged
 
-PLAN = """
+PLAN = merged(
+    DISTRIBUTED,
+    """
 name = "small"
-task = "classification"
+seed = 0
 [data]
 partition = { kind = "iid", sites = 4 }
 splits = { kind = "random", test = 0.3, validation = 0.15 }
 [data.source]
-kind = "phantom"
-task = "classification"
 subjects = 80
-size = [16, 16]
 scanners = 2
-seed = 2
-difficulty = 0.1
-[model]
-kind = "cnn"
-channels = [4, 8]
-strides = [2, 2]
 [federation]
 rounds = 4
-algorithm = { kind = "fedsgd" }
-weighting = "equal"
-validate_every = 0
-[training]
-optimiser = { kind = "sgd", lr = 0.5 }
 [evaluation]
 bootstrap = { resamples = 0 }
-threshold = 0.5
-[references]
-central = false
-local_only = false
-[privacy]
-unit = "patient"
-relation = "add-remove"
-delta = 1e-3
-trusted = "nobody"
-held_out = "public"
-[privacy.secure_aggregation]
-colluding = 1
-dropouts = 1
 [privacy.dp]
-kind = "distributed"
-sampling = { rate = 0.3, nominal_units = 40 }
-clipping = { kind = "flat", l2_clip_norm = 0.5 }
 noise = { epsilon = 3.0 }
-"""
+""",
+)
 ARMS = ["central-dp", "distributed-dp-t0", "distributed-dp-t1", "local-dp", "secure-sum", "federated"]
 
 

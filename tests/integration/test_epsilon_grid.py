@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import tiny_plans
 from medveil.accounting.ledger import Ledger
 from medveil.cli.main import cli
 from medveil.errors import DataError, DivergedError, ManifestError, MissingDataError, ResumeError, RunError
@@ -20,55 +21,37 @@ from medveil.federation.local import LocalWork
 from medveil.study import grid_runs
 from medveil.study.epsilon_grid import epsilon_grid
 from medveil.study.plan import load_plan
+from tiny_plans import merged
 
-CENTRAL = """
+CENTRAL = merged(
+    tiny_plans.CENTRAL,
+    """
 name = "central"
-task = "classification"
+seed = 0
 [data]
 partition = { kind = "iid", sites = 2 }
 splits = { kind = "random", test = 0.3, validation = 0.15 }
 [data.source]
-kind = "phantom"
-task = "classification"
 subjects = 80
-size = [16, 16]
 scanners = 2
-seed = 2
-difficulty = 0.1
-[model]
-kind = "cnn"
-channels = [4, 8]
-strides = [2, 2]
 [federation]
 rounds = 3
-algorithm = { kind = "fedsgd" }
-weighting = "equal"
-validate_every = 0
-[training]
-optimiser = { kind = "sgd", lr = 0.5 }
 [evaluation]
 bootstrap = { resamples = 0 }
 threshold = 0.5
-[references]
-central = false
-local_only = false
-[privacy]
-unit = "patient"
-relation = "add-remove"
-delta = 1e-3
-trusted = "curator"
-held_out = "public"
 [privacy.dp]
-kind = "central"
 sampling = { rate = 0.3, nominal_units = 40 }
-clipping = { kind = "flat", l2_clip_norm = 0.5 }
 noise = { multiplier = 1.0 }
-"""
-LOCAL = (
-    CENTRAL.replace('kind = "central"', 'kind = "local"')
-    .replace('name = "central"', 'name = "local"')
-    .replace('trusted = "curator"', 'trusted = "nobody"')
-    .replace('kind = "fedsgd"', 'kind = "fedavg", local_steps = 2')
+""",
+)
+LOCAL = merged(
+    CENTRAL,
+    tiny_plans.LOCAL,
+    """
+name = "local"
+[federation]
+algorithm = { kind = "fedavg", local_steps = 2 }
+""",
 )
 
 
@@ -176,7 +159,7 @@ def test_what_fails_is_kept_with_its_reason_and_the_rest_goes_on(plan_of, tmp_pa
         return original(work, *arguments)
 
     monkeypatch.setattr(LocalWork, "train", train_or_diverge)
-    wild = plan_of(CENTRAL.replace('name = "central"', 'name = "wild"'), "training.optimiser.lr=77")
+    wild = plan_of(merged(CENTRAL, 'name = "wild"'), "training.optimiser.lr=77")
     grid = epsilon_grid([plan_of(), wild], out, epsilons=(1.0, 8.0, None), seeds=(1,), ledgers=ledgers)
     failed = {(run.plan, run.epsilon): run.failed for run in grid.runs}
     assert failed["central", 1.0] is None
@@ -195,7 +178,7 @@ def test_what_fails_is_kept_with_its_reason_and_the_rest_goes_on(plan_of, tmp_pa
 
 
 def test_predictions_that_cannot_be_scored_fail_one_run_and_missing_data_stop_all(plan_of, tmp_path, monkeypatch):
-    plans, out = [plan_of(), plan_of(CENTRAL.replace('name = "central"', 'name = "huge"'))], tmp_path / "grid"
+    plans, out = [plan_of(), plan_of(merged(CENTRAL, 'name = "huge"'))], tmp_path / "grid"
     original = grid_runs.train
 
     def failing(error):

@@ -16,35 +16,23 @@ from medveil.errors import FederationError
 from medveil.study.diagnosis_parties import diagnose, prepare_hospital
 from medveil.study.plan import load_plan
 from medveil.study.train import train
+from tiny_plans import FINISHED, merged
 
-PLAN = """
+PLAN = merged(
+    FINISHED,
+    """
 name = "served"
 task = "segmentation"
-seed = 1
-[data]
-partition = { kind = "iid", sites = 2 }
-splits = { kind = "random", test = 0.3, validation = 0.2 }
 [data.source]
-kind = "phantom"
 task = "segmentation"
 subjects = 30
-size = [16, 16]
 [model]
 kind = "unet"
 width = 4
 [federation]
 rounds = 1
-algorithm = { kind = "fedavg", local_steps = 2 }
-[training]
-batch_size = 8
-[evaluation]
-bootstrap = { resamples = 5 }
-[references]
-central = false
-local_only = false
-[performance]
-workers = 1
-"""
+""",
+)
 
 
 @pytest.fixture

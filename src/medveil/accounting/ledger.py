@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from medveil.accounting.events import Event, Relation, Repeated, compose
 from medveil.accounting.ledger_journal import Journal
-from medveil.accounting.ledger_rows import EVERYONE, Committed, Entry, parse_entry
-from medveil.accounting.ledger_rules import charge, check_caps
+from medveil.accounting.ledger_rows import EVERYONE, Budget, Committed, Entry, parse_entry
+from medveil.accounting.ledger_rules import charge, check_caps, check_limit
 from medveil.accounting.ledger_state import LedgerSpent, Reservation, RunCharges, State, counted, spending
 from medveil.accounting.ledger_store import Store
 from medveil.accounting.ledger_verify import Verification, verify_store
@@ -221,6 +221,28 @@ class Ledger:
         """
         event = events if isinstance(events, Config) else compose(events)
         check_caps(self._journal.read(), dataset, group, run, RunCharges(counted(event)))
+
+    def check_limit(
+        self, run: str, dataset: str, planned: Event, *, epsilon: float, delta: float, relation: Relation, unit: str
+    ) -> None:
+        """Refuse a run that would spend more than a limit that is not this ledger's own; nothing is written.
+
+        Args:
+            run: its name, the same after a resume.
+            dataset: whose patients it trains on.
+            planned: all that the run may spend.
+            epsilon: >= 0, the most that may be spent over all runs.
+            delta: in (0, 1), at which epsilon is measured.
+            relation: under which epsilon is measured, whatever the data set's charges are stated under.
+            unit: privacy unit.
+
+        Raises:
+            BudgetError: says what it would come to.
+            ConfigError: a name or number out of range.
+            LedgerError: the ledger cannot be used.
+        """
+        limit = Budget(dataset=dataset, group=EVERYONE, unit=unit, relation=relation, epsilon=epsilon, delta=delta)
+        check_limit(self._journal.read(), limit, run, counted(planned))
 
     def spent(self, dataset: str, group: str = EVERYONE, delta: float | None = None) -> LedgerSpent:
         """What a patient of the group has been charged, all runs composed.

@@ -71,6 +71,25 @@ def check_terms(state: State, entry: Budget | Opened | Reserved) -> None:
         )
 
 
+def check_limit(state: State, limit: Budget, run: str, planned: Charges) -> None:
+    """Refuse a run that would bring a patient over a cap that the ledger does not hold, all runs composed.
+
+    Args:
+        state: the ledger so far.
+        limit: the cap; its relation may be another than the data set's.
+        run: its name.
+        planned: all that the run may spend.
+
+    Raises:
+        BudgetError: it would.
+    """
+    data = state.datasets.get(limit.dataset, DataSet(limit.unit, limit.relation))
+    before = data.run(limit.group, run)
+    after = RunCharges(before.reserved, planned).held()
+    for group in data.names():
+        _check_cap(data, limit, group, data.held(group) - before.held() + after)
+
+
 def check_caps(state: State, dataset: str, group: str, run: str | None, more: RunCharges) -> None:
     """Refuse what would bring any patient over a cap.
 

@@ -10,6 +10,7 @@ from typing import Final, NoReturn
 
 from medveil.accounting.ledger_head import HeadFile
 from medveil.accounting.ledger_rows import GENESIS, Problem, Row
+from medveil.disk import sync_folder
 from medveil.errors import LedgerError
 
 _APPLICATION: Final = 0x6D76_6C67  # "mvlg"
@@ -118,7 +119,7 @@ class Store:
             try:
                 yield
                 connection.execute("COMMIT")
-            except BaseException:
+            except BaseException:  # Ctrl-C too: half a transaction counts for nothing
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
@@ -197,18 +198,9 @@ def _make_ledger(path: Path) -> None:
             connection.execute(f"PRAGMA application_id={_APPLICATION}")
         with suppress(FileExistsError):  # another process was quicker: its ledger is the one
             os.link(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new file's name is durable only once its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _refuse(error: sqlite3.Error | OSError) -> NoReturn:

@@ -99,11 +99,11 @@ def soft_loss(scene: Scene) -> Losses:
     return loss
 
 
-class _Elements(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Elements(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch does not type it
     """Counts the elements of all results: the work of transforms and pointwise operations, which have no flops here."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # as above
         self.count = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

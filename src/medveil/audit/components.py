@@ -142,6 +142,6 @@ def _scope(audited: AuditedStep, watched: tuple[int, int], hidden: tuple[str, ..
             "and were left out.",
         )
     if hidden:
-        shown = ", ".join(hidden[:5]) + (f" and {len(hidden) - 5} more" if len(hidden) > 5 else "")  # noqa: PLR2004
+        shown = ", ".join(hidden[:5]) + (f" and {len(hidden) - 5} more" if len(hidden) > 5 else "")  # noqa: PLR2004 - five
         said.append(f"No unit's gradient could be made large in: {shown}. An error in clipping these may pass.")
     return tuple(said)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from medveil.cli.connect_certificates import renew, revoke
 from medveil.cli.output import print_json
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -79,17 +80,6 @@ def provision(folder: Path, plan: str | None, overrides: tuple[str, ...]) -> Non
     for name, kit in kits.items():
         click.echo(f"{name:<24}{kit}")
     click.echo(f"Give each its kit and nobody else's. Keep {folder / 'ca'} where nobody reads it.")
-
-
-@command.command("revoke")
-@click.argument("folder", type=_FOLDER)
-@click.argument("name")
-def revoke(folder: Path, name: str) -> None:
-    """Shut a site or user out, at once: its certificate goes on the server's list of revoked ones."""
-    from medveil.connect.provision import revoke as shut_out
-
-    path = shut_out(folder, name)
-    click.echo(f"{name} is revoked. A server elsewhere needs the new list: copy {path} into its kit's startup/.")
 
 
 @command.command("identity")
@@ -270,3 +260,7 @@ def trial(
     record = read_json(folder / "record.json")
     page = write_report(folder)
     print_json(record) if as_json else print_record(record, folder, page)
+
+
+command.add_command(revoke)
+command.add_command(renew)

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from medveil.configuration import Config, ConfigT, parse_config
 from medveil.connect.policy import Hash
+from medveil.disk import replace_file, sync_folder
 from medveil.errors import ApprovalError, ConfigError
 from medveil.study.plan import Plan
 
@@ -263,18 +264,8 @@ def _parsed(model: type[ConfigT], raw: bytes) -> ConfigT:
 
 def _replace(path: Path, data: bytes) -> None:
     """Write a whole file durably, or leave the old one; call it under the lock."""
-    temporary = path.with_name(path.name + ".new")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    replace_file(path, data, mode=0o600)
+    sync_folder(path.parent)
 
 
 @contextmanager

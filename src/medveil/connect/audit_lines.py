@@ -27,7 +27,7 @@ Fact = str | int | float | bool | tuple[str, ...]
 _LINE_LABEL: Final = b"medveil audit line 1\n"
 _SIGNATURE_LABEL: Final = b"medveil audit signature 1\n"
 _EVENT: Final = re.compile(r"[a-z]+(-[a-z]+)*")
-_NAME: Final = re.compile(r"[\w@.:+()-]+([ /][\w@.:+()-]+)*")
+_NAME: Final = re.compile(r"[\w@.:+(),'-]+([ /][\w@.:+(),'-]+)*")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _LONGEST_NAME: Final = 128
 _LONGEST_LIST: Final = 200
@@ -35,6 +35,16 @@ _LONGEST_LIST: Final = 200
 
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and len(value) <= _LONGEST_NAME and _NAME.fullmatch(value) is not None
+
+
+def as_name(text: str) -> str:
+    """The nearest name that a line may hold to one that was made elsewhere: a certificate's, a data set's.
+
+    >>> as_name("St. Mary's  <x-ray> ward"), as_name("")
+    ("St. Mary's _x-ray_ ward", '_')
+    """
+    words = re.sub(r"[^\w@.:+(),'/ -]", "_", text)
+    return " ".join(re.sub(r"[/ ]*/[/ ]*", "/", words).strip("/ ").split())[:_LONGEST_NAME].strip("/ ") or "_"
 
 
 def _is_names(value: object) -> bool:
@@ -58,7 +68,7 @@ def _is_flag(value: object) -> bool:
 
 
 _KINDS: Final[Mapping[str, tuple[Callable[[object], bool], tuple[str, ...]]]] = {
-    "a name of at most 128 letters, digits and @ . : + ( ) - _, single spaces or / between": (
+    "a name of at most 128 letters, digits and @ . : + ( ) , ' - _, single spaces or / between": (
         _is_name,
         (
             *("by", "submitter", "org", "role", "peer", "site", "job", "run", "dataset", "task", "mode", "unit"),

@@ -12,6 +12,7 @@ from typing import BinaryIO, NoReturn
 
 from medveil.connect.audit_lines import FACTS, GENESIS, LONGEST_LINE, RECOVERED, Fact, Line, check_facts, make_line
 from medveil.connect.audit_verify import LogBreakError, Place, Verified, verify, walk
+from medveil.disk import sync_folder
 from medveil.errors import AuditLogError
 from medveil.secagg.identity import IdentityKey
 
@@ -131,12 +132,8 @@ class AuditLog:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             if new:  # a new file's name is durable only once its folder is
-                folder = os.open(self.path.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
-        except BaseException:
+                sync_folder(self.path.parent)
+        except BaseException:  # Ctrl-C too: nobody else closes it
             os.close(handle)
             raise
         return handle

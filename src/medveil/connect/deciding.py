@@ -69,8 +69,9 @@ def decide(kit: Path, plan_hash: str, *, by: str = "", refuse: bool = False) -> 
         refuse: refuse instead of approve.
 
     Raises:
-        ConfigError: not a site's kit.
-        ApprovalError: no such plan, or several.
+        ConfigError: not a site's kit, or a name that a line of the log cannot hold; nothing is decided.
+        ApprovalError: no such plan, or several; or the decision cannot be written, though the log says it was made.
+        AuditLogError: the log cannot be written; nothing is decided.
     """
     read_kit(kit, "site")
     home = Home(kit)
@@ -79,13 +80,11 @@ def decide(kit: Path, plan_hash: str, *, by: str = "", refuse: bool = False) -> 
     who, now = by or getpass.getuser(), datetime.now(UTC)
     log = home.audit_log()
     if refuse:
-        decision = approvals.revoke(whole, by=who, at=now, policy=policy)
         log.append("plan-refused", plan=whole, by=who, policy=policy)
-        return decision
+        return approvals.revoke(whole, by=who, at=now, policy=policy)
     approvals.plan(whole)  # what is approved can be read, and is what its hash says
-    decision = approvals.approve(whole, by=who, at=now, policy=policy)
-    log.append("plan-approved", plan=whole, by=who, policy=policy, rule="person")
-    return decision
+    log.append("plan-approved", plan=whole, by=who, policy=policy, rule="person")  # first: none without a line
+    return approvals.approve(whole, by=who, at=now, policy=policy)
 
 
 def _whole(home: Home, digits: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from medveil.configuration import Config, parse_config
 from medveil.connect.approvals import Approvals
 from medveil.connect.audit_log import AuditLog
 from medveil.connect.policy import SitePolicy, load_policy
+from medveil.connect.server_settings import SERVER_SETTINGS, ServerConfig, read_server_settings
 from medveil.data.sources import AnySource
 from medveil.errors import ConfigError
+from medveil.federation.link import LinkSettings
+from medveil.federation.postman import LINKS
 from medveil.secagg.identity import IdentityKey
 from medveil.study.folder import file_name
 from medveil.study.plan import read_toml
@@ -35,6 +39,10 @@ class SiteConfig(Config):
     tell_ledger: bool = True
     performance: Performance = Performance()
     max_message_mb: int = Field(256, ge=1, le=1 << 12)
+
+    def links(self) -> LinkSettings:
+        """Of the link to the server."""
+        return replace(LINKS, max_message_bytes=self.max_message_mb << 20)
 
 
 class Home:
@@ -62,6 +70,14 @@ class Home:
         """
         values = read_toml(self.site_path)
         return parse_config(SiteConfig, values, where=self.site_path.name)
+
+    def server(self) -> ServerConfig:
+        """The server's own settings; the defaults where there is no file.
+
+        Raises:
+            ConfigError: not valid.
+        """
+        return read_server_settings(self.folder / SERVER_SETTINGS)
 
     def policy(self) -> SitePolicy:
         """What the hospital allows; nothing where there is no policy."""
@@ -93,7 +109,7 @@ class Home:
         try:
             content: Any = json.loads(path.read_text(encoding="utf-8"))
             roster = {str(name): bytes.fromhex(key) for name, key in content["sites"].items()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ConfigError(
                 "The roster of sites cannot be read",
                 got=type(error).__name__,

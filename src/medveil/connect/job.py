@@ -11,14 +11,31 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
+from nvflare.apis.fl_exception import FLCommunicationError
 from nvflare.apis.job_def import JobMetaKey
+from nvflare.fuel.common.excepts import ConfigError as EngineConfigError
+from nvflare.fuel.f3.comm_error import CommError
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
     AuthorizationError,
+    ClientsStillRunning,
+    CommandError,
+    InternalError,
+    InvalidArgumentError,
     InvalidJobDefinition,
+    InvalidTarget,
+    JobNotDone,
     JobNotFound,
+    JobNotRunning,
+    JobTimeout,
+    NoClientsAvailable,
     NoConnection,
+    NoReply,
+    SessionClosed,
+    SubmitTokenConflict,
+    SubmitTokenJobDeleted,
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
@@ -235,6 +252,33 @@ def _here(kit: Kit) -> Iterator[None]:
         os.chdir(before)
 
 
+_ENGINE_ERRORS = (
+    ClientsStillRunning,
+    CommandError,
+    InternalError,
+    InvalidArgumentError,
+    InvalidTarget,
+    JobNotDone,
+    JobNotRunning,
+    JobTimeout,
+    NoClientsAvailable,
+    NoReply,
+    SessionClosed,
+    SubmitTokenConflict,
+    SubmitTokenJobDeleted,
+    FLCommunicationError,
+    EngineConfigError,
+    CommError,
+    BadZipFile,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OSError,
+)
+"""What a session of the engine raises: its errors have no base in common, and Python's come through it."""
+
+
 @contextlib.contextmanager
 def _typed(kit: Kit) -> Iterator[None]:
     """The engine's errors as ours, and none of its prints."""
@@ -258,7 +302,7 @@ def _typed(kit: Kit) -> Iterator[None]:
         ) from None
     except (JobNotFound, InvalidJobDefinition) as error:
         raise ConfigError("There is no such job", got=str(error)[:300], remedy="list the jobs") from None
-    except Exception as error:  # noqa: BLE001 - the engine raises what it likes
+    except _ENGINE_ERRORS as error:
         raise FederationError(
             "The server did not do as asked", got=f"{type(error).__name__}: {str(error)[:300]}", remedy="see its log"
         ) from None

@@ -79,7 +79,7 @@ def read_kit(folder: Path, kind: Kind) -> Kit:
         host, port = _server(settings, kind)
         name = str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
         org = str(certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise ConfigError(
             "The kit is damaged",
             expected=f"startup/{settings_file} and startup/{certificate_file} as provisioned",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medveil.federation.engine.driver import SCHEME
+from medveil.federation.engine.streams import IDLE_S, MOST_BLOB
 
 SITE_PART = "medveil.connect.nvflare_parts.SiteExecutor"
 COORDINATOR_PART = "medveil.connect.nvflare_parts.CoordinatorController"
@@ -126,10 +127,17 @@ def site_resources(parts: Sequence[str]) -> dict[str, Any]:
 
 
 def comm_config() -> dict[str, Any]:
-    """The network: no connections besides those to the server, and mutual TLS inside a machine as well."""
+    """The network: no connections besides those to the server, and mutual TLS inside a machine as well.
+
+    What the engine streams is bounded (:mod:`medveil.federation.engine.streams` says to what, and bounds how many
+    streams there are at a time): jobs are sent in pieces of 1 MiB, a run's results of any size in pieces of 5 MiB, and
+    messages of the run not as streams at all.
+    """
     return {
         "allow_adhoc_conns": False,
         "heartbeat_interval": CONNECTION_HEARTBEAT_S,
+        "streaming_max_blob_size": MOST_BLOB,
+        "streaming_read_timeout": IDLE_S,
         "internal": {"scheme": SCHEME, "resources": {"host": "127.0.0.1", "connection_security": "mtls"}},
     }
 

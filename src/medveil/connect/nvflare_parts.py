@@ -1,5 +1,8 @@
 """The classes that a job may name: they run medveil's own programs and take nothing from the job but its plan."""
 
+from pathlib import Path
+
+from medveil.errors import MedveilError
 from medveil.federation.engine.context import Ending, JobContext
 from medveil.federation.engine.parts import EngineController, EngineExecutor
 
@@ -12,6 +15,21 @@ class SiteExecutor(EngineExecutor):
         from medveil.connect.site_program import run_site
 
         run_site(job)
+
+    def refused(self, home: Path, job_id: str, error: Exception) -> None:
+        """Note in the site's audit log, and for its people, that a job was not run.
+
+        Raises:
+            AuditLogError: the log cannot be written.
+            ConfigError: the site's identity key cannot be read.
+        """
+        from medveil.connect.home import Home
+        from medveil.connect.observing import SiteObserver
+
+        own = Home(home)
+        own.audit_log().append("job-refused", job=job_id, error=type(error).__name__)
+        why = error.what if isinstance(error, MedveilError) else "its files cannot be read"
+        SiteObserver(own.folder, job_id).stopped(f"does not take part: {why}")
 
 
 class CoordinatorController(EngineController):

@@ -3,18 +3,30 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from medveil.accounting.ledger import Ledger
 from medveil.accounting.ledger_rows import EVERYONE
+from medveil.connect.audit_lines import as_name
 from medveil.connect.audit_log import AuditLog
 from medveil.connect.home import Home
 from medveil.connect.own import Own
 from medveil.connect.policy_checks import Finding, check_plan, check_request, refuse
 from medveil.dp.plan import PrivacyPlan
+from medveil.dp.settings import Relation
 from medveil.errors import ApprovalError, PolicyError
 from medveil.federation.engine.context import Submitter
 from medveil.study.folder import file_name
 from medveil.study.plan import Plan
+
+
+class Terms(TypedDict):
+    """A limit of epsilon, and how it is counted."""
+
+    epsilon: float
+    delta: float
+    relation: Relation
+    unit: str
 
 
 class Permission:
@@ -73,21 +85,31 @@ class Permission:
         if self._stamp() != self._seen:
             self.check(own, sites)
 
-    def cap(self, bound: PrivacyPlan | None, site: str, dataset: str) -> None:
-        """Hold the site's ledger to the policy's epsilon over all runs, where it has no stricter cap of its own."""
+    def cap(self, bound: PrivacyPlan | None, site: str, dataset: str, run: str) -> None:
+        """Hold the run, and the site's ledger, to the policy's epsilon over all runs.
+
+        The ledger's own cap is replaced by a stricter one only: where neither is (a smaller epsilon at a larger delta),
+        or the policy counts under another relation than the plan, the ledger's stays and the whole run is checked
+        against the policy's besides.
+
+        Raises:
+            BudgetError: all runs together would cost more than the policy allows, at its delta and relation.
+        """
         policy = self._home.policy()
-        limit = policy.privacy.epsilon_over_all_runs
-        if bound is None or limit is None or policy.privacy.delta is None:
+        floor, limit = policy.privacy, policy.privacy.epsilon_over_all_runs
+        if bound is None or limit is None or floor.delta is None or floor.relation is None:
             return
         self._home.ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
         with Ledger(self._home.ledgers / f"{file_name(site)}.sqlite") as ledger:
+            terms: Terms = {"epsilon": limit, "delta": floor.delta, "relation": floor.relation, "unit": bound.unit}
+            ledger.check_limit(run, dataset, bound.event(), **terms)
             data = ledger.state().datasets.get(dataset)
             cap = data.caps.get(EVERYONE) if data is not None else None
-            if cap is None or cap.epsilon > limit or cap.delta > policy.privacy.delta:
-                ledger.set_budget(
-                    dataset, epsilon=limit, delta=policy.privacy.delta, relation=bound.relation, unit=bound.unit
-                )
-                self._log.append("budget-set", dataset=dataset, epsilon=limit, delta=policy.privacy.delta)
+            stricter = cap is None or (limit <= cap.epsilon and floor.delta <= cap.delta)
+            same = cap is not None and (limit, floor.delta) == (cap.epsilon, cap.delta)
+            if stricter and not same and floor.relation == bound.relation:
+                ledger.set_budget(dataset, **terms)
+                self._log.append("budget-set", dataset=as_name(dataset), epsilon=limit, delta=floor.delta)
 
     def _refuse(self, findings: Sequence[Finding]) -> None:
         if findings:

@@ -192,7 +192,7 @@ def load_policy(path: str | Path) -> SitePolicy:
         raise ConfigError("The site's policy is too long", got=f"over {_LONGEST_FILE} bytes", expected="a short file")
     try:
         values = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number of too many digits
         raise ConfigError(f"{path.name} is not valid TOML", got=str(error), remedy="correct the line named") from None
     try:
         return parse_config(SitePolicy, values, where=path.name)

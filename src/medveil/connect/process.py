@@ -18,6 +18,7 @@ from nvflare.private.fed.app.server import server_train
 
 from medveil.connect import kit_files
 from medveil.connect.kit import Kit, read_kit
+from medveil.connect.server_settings import SERVER_SETTINGS, read_server_settings
 from medveil.errors import ConfigError, FederationError, MedveilError
 from medveil.federation.engine.commands import install_commands
 from medveil.federation.engine.driver import install
@@ -38,10 +39,11 @@ def run_server(folder: Path) -> NoReturn:
         folder: the server's kit.
 
     Raises:
-        ConfigError: before anything starts: not a server's kit, or the port is taken.
+        ConfigError: before anything starts: not a server's kit, settings that are not valid, or the port is taken.
         AuthenticityError: the same: the kit's list of revoked certificates is missing or not sound.
     """
     kit = read_kit(folder, "server")
+    read_server_settings(kit.folder / "medveil" / SERVER_SETTINGS)
     _check_revocations(kit)
     _check_port(kit)
     install_commands()
@@ -92,7 +94,7 @@ def _run(kit: Kit, main: Callable[[], None]) -> NoReturn:
         _end(error)
     except SystemExit as ended:
         _stop(ended.code if isinstance(ended.code, int) else 1)
-    except Exception as error:  # noqa: BLE001 - the engine raises what it likes; its log has the details
+    except Exception as error:  # noqa: BLE001 - whatever ended it: the engine's threads would keep the process alive
         _log.debug("the engine stopped", exc_info=True)
         _end(_refused(kit, error))
     _stop(0)

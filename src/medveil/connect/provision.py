@@ -16,8 +16,17 @@ from nvflare.lighter.impl.workspace import WorkspaceBuilder
 from nvflare.lighter.provisioner import Provisioner
 
 from medveil.connect import kit_files
-from medveil.connect.authority import DatedCertBuilder, revocation_list, revoke_certificate
+from medveil.connect.authority import (
+    STATE_FILE,
+    DatedCertBuilder,
+    check_authority,
+    read_state,
+    revocation_list,
+    revoke_certificate,
+    root_of,
+)
 from medveil.connect.project import Project, read_project
+from medveil.disk import replace_file
 from medveil.errors import ConfigError
 from medveil.federation.engine.driver import SCHEME
 from medveil.federation.engine.tls import CRL_FILE
@@ -41,28 +50,33 @@ def provision(folder: Path, *, parts: Sequence[str] = kit_files.JOB_PARTS) -> di
         Name of each participant -> its kit.
 
     Raises:
-        ConfigError: the file is wrong, or contradicts certificates that exist.
+        ConfigError: the file is wrong, or contradicts certificates that exist; kits exist and the authority that made
+            them is gone, or has ended.
     """
     project = read_project(folder)
     ca, kits = folder / "ca", folder / "kits"
+    if (ca / STATE_FILE).exists() or any(kits.glob("*/startup/rootCA.pem")):
+        check_authority(root_of(read_state(ca)))  # kits without their authority: another would shut everyone out
     for made in (ca, kits):
         made.mkdir(mode=0o700, parents=True, exist_ok=True)
     made_kits = _engine_kits(project, ca, kits)
     crl = revocation_list(ca)
+    known = _known_identities(made_kits[SERVER_KIT])
     identities: dict[str, str] = {}
     for site in project.sites:
-        identities[site.name] = _identity(made_kits[site.name], site.identity)
+        identities[site.name] = _identity(made_kits[site.name], site.identity, known.get(site.name))
     for name, kit in made_kits.items():
         _settle(kit, name, project, identities, crl, parts)
     return made_kits
 
 
-def revoke(folder: Path, name: str) -> Path:
-    """Revoke the certificate of a site or user, at once and for good.
+def revoke(folder: Path, name: str, *, old: bool = False) -> Path:
+    """Revoke the certificates of a site or user, at once and for good.
 
     Args:
         folder: of the federation.
         name: of the site or user.
+        old: leave the present certificate alone: only those that a renewal replaced.
 
     Returns:
         The new list of revoked certificates, which is put into every kit in ``folder/kits``. It must be copied to
@@ -73,13 +87,22 @@ def revoke(folder: Path, name: str) -> Path:
     Raises:
         ConfigError: there is no such certificate.
     """
-    crl = revoke_certificate(folder / "ca", name)
-    path = folder / "kits" / SERVER_KIT / "startup" / CRL_FILE
-    if not path.parent.is_dir():
+    if not (folder / "kits" / SERVER_KIT / "startup").is_dir():
         raise ConfigError("This federation has no server kit yet", remedy="provision it first")
+    return hand_out_revocations(folder, revoke_certificate(folder / "ca", name, old=old))
+
+
+def hand_out_revocations(folder: Path, crl: bytes) -> Path:
+    """Put the list of revoked certificates into every kit of ``folder/kits``; returns the server's."""
     for startup in (folder / "kits").glob("*/startup"):
-        _replace(startup / CRL_FILE, crl)
-    return path
+        replace_file(startup / CRL_FILE, crl)
+    return folder / "kits" / SERVER_KIT / "startup" / CRL_FILE
+
+
+def common_names(project: Project) -> dict[str, str]:
+    """Name of each participant's kit -> common name on its certificate: the server's is its host."""
+    names = [*(site.name for site in project.sites), *(user.name for user in project.users)]
+    return {SERVER_KIT: project.server.host, **{name: name for name in names}}
 
 
 def _engine_kits(project: Project, ca: Path, kits: Path) -> dict[str, Path]:
@@ -88,9 +111,9 @@ def _engine_kits(project: Project, ca: Path, kits: Path) -> dict[str, Path]:
         work = Path(temporary)
         state = work / project.name / "state"
         state.mkdir(parents=True)
-        kept = ca / "cert.json"
+        kept = ca / STATE_FILE
         if kept.exists():
-            shutil.copy(kept, state / "cert.json")
+            shutil.copy(kept, state / STATE_FILE)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it chatters
             builders = [
                 WorkspaceBuilder(),
@@ -105,15 +128,8 @@ def _engine_kits(project: Project, ca: Path, kits: Path) -> dict[str, Path]:
                 got="; ".join(context.get_errors()) or "an error of the engine",
                 remedy="if a role or the validity of the authority changed, begin in a new folder",
             )
-        _replace(kept, (state / "cert.json").read_bytes(), secret=True)
-        return {
-            name: _move_kit(made / inner, kits / name)
-            for name, inner in {
-                SERVER_KIT: project.server.host,
-                **{site.name: site.name for site in project.sites},
-                **{user.name: user.name for user in project.users},
-            }.items()
-        }
+        replace_file(kept, (state / STATE_FILE).read_bytes(), mode=0o600)
+        return {name: _move_kit(made / common, kits / name) for name, common in common_names(project).items()}
 
 
 def _engine_project(project: Project) -> EngineProject:
@@ -133,7 +149,7 @@ def _move_kit(made: Path, kit: Path) -> Path:
     kit.chmod(0o700)
     for pattern in _SHIPPED:
         for file in (made / "startup").glob(pattern):
-            _replace(kit / "startup" / file.name, file.read_bytes(), secret=file.suffix == ".key")
+            replace_file(kit / "startup" / file.name, file.read_bytes(), mode=0o600 if file.suffix == ".key" else 0o644)
     return kit
 
 
@@ -154,18 +170,36 @@ def _settle(
         }
         own = kit / "medveil"
         own.mkdir(mode=0o700, exist_ok=True)
-        _replace(own / "roster.json", _json({"sites": identities}))
+        replace_file(own / "roster.json", _json({"sites": identities}))
     for file, content in files.items():
         if not (kit / "local" / file).exists():
-            _replace(kit / "local" / file, _json(content))
-    _replace(kit / "startup" / CRL_FILE, crl)
+            replace_file(kit / "local" / file, _json(content))
+    replace_file(kit / "startup" / CRL_FILE, crl)
 
 
-def _identity(kit: Path, public: str | None) -> str:
-    """The public identity of a site; its secret is made here unless the site made it itself."""
+def _known_identities(server: Path) -> dict[str, str]:
+    """Public identities of the last roster: they hold for sites whose kits were given away and are here no more."""
+    path = server / "medveil" / "roster.json"
+    if not path.exists():
+        return {}
+    try:
+        roster: dict[str, str] = json.loads(path.read_text("utf-8"))["sites"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            "The roster of sites cannot be read",
+            expected=f"kits/{SERVER_KIT}/medveil/{path.name}, as provisioning left it",
+            remedy="restore it from a backup, or from the kit of a site",
+        ) from None
+    return roster
+
+
+def _identity(kit: Path, public: str | None, known: str | None) -> str:
+    """The public identity of a site; its secret is made here unless there is one, here or at the site."""
     if public is not None:
         return public
     path = kit / "medveil" / "identity.key"
+    if not path.exists() and known is not None:
+        return known
     path.parent.mkdir(mode=0o700, exist_ok=True)
     if not path.exists():
         IdentityKey.generate().save(path)
@@ -174,14 +208,6 @@ def _identity(kit: Path, public: str | None) -> str:
 
 def _json(content: object) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _replace(path: Path, content: bytes, *, secret: bool = False) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    fresh.touch(0o600 if secret else 0o644)
-    fresh.write_bytes(content)
-    fresh.replace(path)
 
 
 class _Silent:

@@ -1,17 +1,24 @@
 """What the server remembers of a run from one of its jobs to the next, and what it tells whoever watches."""
 
 import json
+import shutil
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from medveil.connect.jobs import RESULT
+from medveil.federation.engine.context import JobContext
+from medveil.federation.messages import Farewell, encode
+from medveil.federation.postman import Postman
 from medveil.federation.remote import Happening
 from medveil.study.folder import RunFolder, read_json, write_json
 from medveil.study.progress import Tick
 
 _MOST_TOLD = 1000
+_FAREWELL_S = 10.0
 
 
 class RunMemory:
@@ -132,3 +139,18 @@ def note_returned(folder: Path, site: str) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def leave_result(job: JobContext, folder: RunFolder) -> None:
+    """Leave the run where the engine hands a job's files to its submitter."""
+    result = job.app / RESULT
+    shutil.rmtree(result, ignore_errors=True)
+    shutil.copytree(folder.path, result, ignore=shutil.ignore_patterns("state", "*.tmp"))
+
+
+def part(postman: Postman, sites: Sequence[str], reason: str) -> None:
+    """Say farewell to ``sites``, wait a moment for it to arrive, and end the links."""
+    for site in sites:
+        postman.send(site, encode(Farewell(reason=reason)))
+    postman.flush(_FAREWELL_S, sites)
+    postman.close()

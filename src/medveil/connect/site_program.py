@@ -4,11 +4,14 @@ Nothing in here trusts the server or the job: the plan is checked against the si
 site's own, other sites' keys come from the site's own roster, and the run's name from what the submitter signed.
 """
 
+import errno
+import sqlite3
 import time
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from medveil.connect.audit_lines import as_name
 from medveil.connect.audit_log import AuditLog
 from medveil.connect.home import Home, link_session
 from medveil.connect.jobs import check_networked, plan_of
@@ -21,6 +24,7 @@ from medveil.errors import (
     ApprovalError,
     AuditLogError,
     BudgetError,
+    ConfigError,
     EngineError,
     InterruptedRunError,
     LedgerError,
@@ -30,7 +34,6 @@ from medveil.errors import (
     RunError,
 )
 from medveil.federation.engine.context import JobContext
-from medveil.federation.link import LinkSettings
 from medveil.federation.messages import Decline, Farewell, Notice, decode, encode
 from medveil.federation.postman import Postman
 from medveil.models.architecture import architecture_hash
@@ -43,6 +46,8 @@ from medveil.training.vectors import trainable
 
 SERVER = "server"
 _POLL_S = 0.2
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE, errno.EFBIG}
+_LEDGER = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _LONGEST_TEXT = 500
 _FAREWELL_S = 5.0
 
@@ -54,23 +59,22 @@ def run_site(job: JobContext) -> None:
         MedveilError: why the site does not take part, or stopped; the server was told in one sentence.
     """
     home = Home(job.home)
-    settings = LinkSettings(max_message_bytes=home.site().max_message_mb << 20)
-    postman = Postman(job.channel, {SERVER: link_session(job.job_id, job.me)}, settings=settings)
+    sessions = {SERVER: link_session(job.job_id, job.me)}
+    postman = Postman(job.channel, sessions, settings=home.site().links())
     visit = _Visit(job, home, postman)
     try:
         visit.take_part()
     except MedveilError as error:
-        visit.decline(error)
-        raise
-    except OSError as error:
-        full = RunError(
-            "A file of the site cannot be read or written",
-            got=error.strerror,
-            remedy="make room on its disk; the run goes on by itself",
-        )
-        visit.decline(full)
+        full = _disk(error)
+        visit.decline(full or error)
+        if full is None:
+            raise
         raise full from error
-    except Exception:
+    except OSError as error:
+        unusable = _unusable(error.strerror)
+        visit.decline(unusable)
+        raise unusable from error
+    except Exception:  # whatever it is: the server is not left waiting for a site that is gone
         visit.decline(RunError("The site met an unexpected error; its own log says which"))
         raise
     finally:
@@ -103,7 +107,8 @@ class _Visit:
         self._log = log
         plan = plan_of(job.app)
         plan_hash = plan.digest()
-        by: dict[str, Any] = {"submitter": job.submitter.name, "org": job.submitter.org, "role": job.submitter.role}
+        who = {"submitter": job.submitter.name, "org": job.submitter.org, "role": job.submitter.role}
+        by: dict[str, Any] = {key: as_name(value) for key, value in who.items()}
         log.append("plan-received", plan=plan_hash, job=job.job_id, run=job.nonce, **by)
         check_networked(plan)
         plan = plan.model_copy(update={"performance": self._home.site().performance})
@@ -116,7 +121,7 @@ class _Visit:
         spent: dict[str, Any] = {}
         if bound is not None:
             spent = {"epsilon": bound.total().epsilon, "delta": bound.delta, "unit": bound.unit}
-        log.append("plan-accepted", plan=plan_hash, dataset=own.prepared.dataset.name, **spent)
+        log.append("plan-accepted", plan=plan_hash, dataset=as_name(own.prepared.dataset.name), **spent)
         self._tell(own.ready())
         run = SiteRun(own, self._home, job.nonce, permission=permission, log=log, observer=self._observer)
         with closing(run):
@@ -127,8 +132,8 @@ class _Visit:
                         seen.sent(len(answer))
                         self._tell(answer)
         self._postman.flush(10.0)
-        self._observer.finished()
-        log.append("job-ended", plan=plan_hash, job=job.job_id)
+        self._observer.finished(f"the server ended the job: {run.farewell}")
+        log.append("job-ended", plan=plan_hash, job=job.job_id, reason=as_name(run.farewell))
 
     def _own(self, plan: Plan) -> Own:
         """Read the site's data and build the network."""
@@ -175,11 +180,19 @@ class _Visit:
 
         Raises:
             InterruptedRunError: the engine ended the job.
+            ConfigError: the message is longer than this site takes.
         """
         while True:
             arrival = self._postman.next(_POLL_S)
             if arrival is not None:
                 return arrival.data
+            if (length := self._postman.too_long(SERVER)) is not None:
+                raise ConfigError(
+                    "The server's message is longer than this site takes",
+                    got=f"{length / 2**20:.0f} MiB",
+                    expected=f"at most {self._home.site().max_message_mb} MiB",
+                    remedy="raise max_message_mb in the site's site.toml",
+                )
             self._observer.server_silent(self._postman.silent_s(SERVER))
             self._stop_if_ended()
 
@@ -198,6 +211,26 @@ class _Visit:
 
     def _tell(self, data: bytes) -> None:
         self._postman.send(SERVER, data)
+
+
+def _disk(error: BaseException) -> RunError | None:
+    """What to say where a full or broken disk is behind an error, however it was dressed: that passes; else None."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in _DISK:
+            return _unusable(link.strerror)
+        if isinstance(link, sqlite3.OperationalError) and getattr(link, "sqlite_errorcode", 0) & 0xFF in _LEDGER:
+            return _unusable(str(link))
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def _unusable(got: str | None) -> RunError:
+    return RunError(
+        "A file of the site cannot be read or written",
+        got=got,
+        remedy="make room on its disk, or correct the file's permissions; the run goes on by itself",
+    )
 
 
 def _own_plan(plan: Plan, source: object) -> Plan:

@@ -43,7 +43,7 @@ class SiteRun:
     def __init__(
         self, own: Own, home: Home, run: str, *, permission: Permission, log: AuditLog, observer: SiteObserver
     ) -> None:
-        self.finished = False
+        self.finished, self.farewell = False, ""
         self._own, self._home, self._run = own, home, run
         self._permission, self._log, self._observer = permission, log, observer
         self._names: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class SiteRun:
         if isinstance(message, Open):
             return self._begin(message)
         if isinstance(message, Farewell):
-            self.finished = True
+            self.finished, self.farewell = True, message.reason
             return []
         if self._site is None or self._sums is None:
             raise ProtocolError("A message arrived before the run began", got=type(message).__name__)
@@ -95,7 +95,8 @@ class SiteRun:
             ProtocolError: scores of a round that was not trained in this attempt.
         """
         self._permission.check_again(self._own, self._names)
-        if task.validate_model and task.round != self._round:
+        resumed = self._round == 0 and self._outbox is not None  # which gives scores of one model a round, whoever asks
+        if task.validate_model and task.round != self._round and not resumed:
             raise ProtocolError(
                 "The coordinator asks for scores of a round that this site has not just trained",
                 got=task.round,
@@ -112,7 +113,7 @@ class SiteRun:
         own, plan = self._own, self._own.plan
         names = self._checked_names(opening)
         self._permission.check(own, names)
-        self._permission.cap(own.bound, own.name, own.prepared.dataset.name)
+        self._permission.cap(own.bound, own.name, own.prepared.dataset.name, self._run)
         folder = RunFolder(self._home.runs / self._run)
         folder.state.mkdir(parents=True, exist_ok=True)
         self._held = _hold(folder)

@@ -9,6 +9,7 @@ from medveil.errors import TooFewSitesError
 from medveil.evaluation.curves import Threshold
 from medveil.federation.messages import Purpose, Ready
 from medveil.federation.remote import Remote
+from medveil.federation.secure.decided import Decided, check_there
 from medveil.federation.secure.origin import fingerprint
 from medveil.federation.secure.sums import sum_parameters
 from medveil.federation.tally import TallyServer
@@ -50,6 +51,7 @@ class Sums:
         roster: their identity keys.
         outcome: of the training.
         session: what tells this job's sums from others.
+        decided: over whom a sum is opened.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class Sums:
         outcome: Outcome,
         *,
         session: str,
+        decided: Decided,
     ) -> None:
+        self._decided = decided
         self._plan, self._facts, self._remote, self._sites = plan, facts, remote, tuple(sites)
         self._roster, self._outcome, self._session = dict(roster), outcome, session
 
@@ -104,6 +108,10 @@ class Sums:
     def _sum(self, purpose: Purpose, tally: Tally) -> tuple[RingVector, int, dict[str, RingVector]]:
         settings = self._plan.privacy.secure_aggregation
         here = [site for site in self._sites if site not in self._remote.left and site in self._remote.sites]
+        number = self._outcome.rounds + 1
+        noted = self._decided.of(purpose, number)
+        check_there(noted, here)
+        here = [site for site in here if noted.get(site, True)]
         absent = [site for site in self._sites if site not in here]
         weights = {"weights": self._outcome.weights, "buffers": self._outcome.buffers}
         scored = purpose != "cohort"
@@ -118,6 +126,8 @@ class Sums:
             length=tally.length,
             origin=fingerprint(*(weights.values() if scored else ())),
             parameters=parameters,
+            decided=self._decided,
+            number=number,
         )
         self._remote.lead(server, server.ask(weights if scored else {}))
         assert server.total is not None

@@ -65,7 +65,7 @@ class Trial:
                 self.start(name)
                 if name == "server":
                     self._wait_for_port()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no process is left behind
             self.__exit__()
             raise
         return self

@@ -7,8 +7,11 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
+from http.client import HTTPMessage
 from pathlib import Path, PurePosixPath
+from typing import IO
 from urllib.parse import urlsplit
+from urllib.request import Request
 
 from medveil.data.catalogue import Origin, entry
 from medveil.data.git_tree import Blob, blob_id, tree_id
@@ -82,7 +85,7 @@ def fetch_https(address: str, target: Path, max_bytes: int, progress: Progress |
     """
     opener = urllib.request.build_opener(_HttpsOnly)
     _check_https(address)
-    request = urllib.request.Request(address, headers={"User-Agent": "medveil"})  # noqa: S310 - https checked above
+    request = Request(address, headers={"User-Agent": "medveil"})  # noqa: S310 - https checked above
     received = 0
     try:
         with opener.open(request, timeout=_TIMEOUT_S) as answer, target.open("wb") as out:
@@ -123,7 +126,9 @@ def check_md5(path: Path, expected: str) -> None:
 class _HttpsOnly(urllib.request.HTTPRedirectHandler):
     """Follow redirects to https only."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - the signature is urllib's
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
         _check_https(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

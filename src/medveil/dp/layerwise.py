@@ -173,7 +173,7 @@ def _routed(module: nn.Module, rule: Rule, sink: _Sink) -> Any:
                 expected=sink.count,
                 remedy=_REMEDY,
             )
-        return cast("Tensor", _Layer.apply(sink.anchor, inputs, module, rule, sink))  # type: ignore[no-untyped-call]
+        return cast("Tensor", _Layer.apply(sink.anchor, inputs, module, rule, sink))  # type: ignore[no-untyped-call] # torch
 
     return forward
 

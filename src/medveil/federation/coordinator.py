@@ -23,7 +23,7 @@ from medveil.federation.messages import (
     frames_of,
     with_frames,
 )
-from medveil.federation.secure.origin import fingerprint
+from medveil.federation.secure.origin import Purpose, fingerprint
 from medveil.federation.secure.server import Counts, SecureServer, by_site
 from medveil.federation.selection import Selection
 from medveil.federation.server import ServerStep
@@ -55,10 +55,13 @@ class Watch:
     Args:
         site_back: called with (round, sites back, sites expected).
         round_done: called with a round's figures after the round is committed.
+        round_summed: called when a round's secure sum is in the weights and its scores are yet to come; a snapshot of
+            that moment saves the round from being asked for again.
     """
 
     site_back: Callable[[int, int, int], None] = lambda _round, _back, _expected: None
     round_done: Callable[[Row], None] = lambda _row: None
+    round_summed: Callable[[], None] = lambda: None
 
 
 class Coordinator:
@@ -111,6 +114,7 @@ class Coordinator:
         self._answers: dict[str, Answer] = {}
         self._sites_know_weights = False
         self._train_loss: float | None = None
+        self._scores_due = False
 
     @property
     def done(self) -> bool:
@@ -185,15 +189,23 @@ class Coordinator:
         return self._proceed()
 
     def snapshot(self) -> Snapshot:
-        """State after the last committed round."""
+        """State after the last round whose sum is in the weights."""
         tensors: dict[str, NDArray[np.generic]] = {"weights": self.weights, "buffers": self.buffers}
         tensors |= {f"server.{name}": value for name, value in self._server.state().items()}
         tensors |= {f"selection.{name}": value for name, value in self.selection.tensors().items()}
         secure = None if self._secure is None else asdict(self._secure.counts)
-        return Snapshot(self.round, tensors, {"selection": self.selection.facts(), "lost": self.lost, "secure": secure})
+        facts = {"selection": self.selection.facts(), "lost": self.lost, "secure": secure, "loss": self._train_loss}
+        return Snapshot(self.round, tensors, facts)
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go on from :meth:`snapshot`; call it before any message arrives."""
+    def restore(self, snapshot: Snapshot, *, scored: bool = True) -> None:
+        """Go on from :meth:`snapshot`; call it before any message arrives.
+
+        Args:
+            snapshot: of this training.
+            scored: whether the round was committed; if not, its scores come first.
+        """
+        self._scores_due = not scored
+        self._train_loss = snapshot.facts.get("loss")
         self.round = snapshot.round
         self.weights = np.asarray(snapshot.tensors["weights"], dtype=np.float32)
         self.buffers = np.asarray(snapshot.tensors["buffers"], dtype=np.float32)
@@ -246,10 +258,15 @@ class Coordinator:
         if self.phase == "training":
             self._aggregate(answers)
             if self._validation_due():
+                if self._secure is not None:
+                    self._watch.round_summed()
                 return self._ask(validate=True)
             self._commit(None)
         elif self.phase == "validating":
             self._commit(self._scores(answers))
+        elif self._scores_due:
+            self._scores_due = False
+            return self._ask(validate=True)
         if self.round >= self._settings.rounds or self.selection.exhausted:
             return self._finish()
         return self._ask(validate=False)
@@ -265,8 +282,12 @@ class Coordinator:
 
     def _ask(self, *, validate: bool) -> list[Outgoing]:
         self.phase = "validating" if validate else "training"
+        number = self.round if validate else self.round + 1
+        purpose: Purpose = "scores" if validate else "round"
+        if self._secure is not None:
+            self._leave_out(self._secure, purpose, number)
         task = Task(
-            round=self.round if validate else self.round + 1,
+            round=number,
             validate_model=validate,
             train=not validate,
             sites=list(self._alive),
@@ -277,8 +298,15 @@ class Coordinator:
             data = encode(task, tensors)
             return [Outgoing(site, data) for site in self._alive]
         start = fingerprint(self.weights, self.buffers)
-        begun = self._secure.begin("scores" if validate else "round", task.round, start)
+        begun = self._secure.begin(purpose, task.round, start)
         return [Outgoing(site, encode(task, tensors | with_frames(frames))) for site, frames in begun.items()]
+
+    def _leave_out(self, secure: SecureServer, purpose: Purpose, number: int) -> None:
+        """A sum that was to be opened before an interruption is asked for over the same sites again."""
+        for site in secure.left_out(purpose, number, self._alive):
+            self._alive.remove(site)
+            self.lost[site] = "The round is opened without the site, as it was to be before an interruption"
+            secure.lose(site)
 
     def _sealed(self, outgoing: Sequence[SealedFor]) -> list[Outgoing]:
         return [Outgoing(site, encode(Sealed(), with_frames(frames))) for site, frames in by_site(outgoing).items()]

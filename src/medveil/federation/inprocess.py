@@ -71,7 +71,7 @@ class InProcess:
                     following += coordinator.lose(message.site, error.what)
                 else:
                     following += self._hand_in(coordinator, [(message.site, answers)])
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nothing that waits is begun
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return following

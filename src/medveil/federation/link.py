@@ -266,6 +266,11 @@ class Link:
         """Whether the peer has acknowledged everything that was sent."""
         return self._outgoing.empty
 
+    @property
+    def too_long(self) -> int | None:
+        """Bytes that are left of a message that the peer tries to send and that is refused for its length, or None."""
+        return self._incoming.too_long
+
     def send(self, message: bytes) -> None:
         """Queue a message, to be left unchanged; what the window allows goes out at once.
 
@@ -277,6 +282,7 @@ class Link:
                 "A message is empty or too long to be sent",
                 got=f"{len(message)} bytes",
                 expected=f"1 to {self._settings.max_message_bytes}",
+                remedy="raise max_message_mb in server.json and in every site's site.toml",
             )
         self._outgoing.put(message)
         self.sent_bytes += len(message)

@@ -142,6 +142,7 @@ class Assembly:
     def __init__(self, max_message_bytes: int) -> None:
         self.next_sequence = 0
         self._max_message_bytes = max_message_bytes
+        self.too_long: int | None = None
         self._held: dict[int, _Held] = {}
         self._message = bytearray()
         self._left = 0
@@ -177,6 +178,7 @@ class Assembly:
                 expected=f"less than {self.next_sequence + MAX_WINDOW}",
             )
         if frame.remaining > self._max_message_bytes:
+            self.too_long = frame.remaining
             raise MessageError(
                 "A message is larger than allowed",
                 got=f"{frame.remaining} bytes",

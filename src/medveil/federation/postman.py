@@ -1,5 +1,6 @@
 """Messages to and from several peers over one :class:`~medveil.federation.channel.Channel`, a link each."""
 
+import logging
 import queue
 import threading
 import time
@@ -11,8 +12,9 @@ from medveil.errors import MessageError
 from medveil.federation.channel import Channel
 from medveil.federation.link import Link, LinkSettings
 
+_log = logging.getLogger(__name__)
 _TICK_S = 0.05
-_SETTINGS = LinkSettings(chunk_bytes=1 << 18, window=32)
+LINKS = LinkSettings(chunk_bytes=1 << 18, window=32)
 """A site on a slow line is heard of at the end of each frame only: 0.2 Mbit/s carry one of 256 KiB in 10.5 s."""
 
 
@@ -54,7 +56,7 @@ class Postman:
         self._refused: Counter[str] = Counter()
         self._closed = threading.Event()
         self._links = {
-            peer: Link(session, post=_to(channel, peer), settings=settings or _SETTINGS)
+            peer: Link(session, post=_to(channel, peer), settings=settings or LINKS)
             for peer, session in sessions.items()
         }
         channel.listen(self._on_frame)
@@ -85,6 +87,11 @@ class Postman:
         """Bytes of messages sent to and received from ``peer``."""
         with self._lock:
             return self._links[peer].sent_bytes, self._links[peer].received_bytes
+
+    def too_long(self, peer: str) -> int | None:
+        """Bytes of a message of ``peer`` that is longer than allowed and never arrives; None where there is none."""
+        with self._lock:
+            return self._links[peer].too_long
 
     @property
     def refused(self) -> Mapping[str, int]:
@@ -119,8 +126,10 @@ class Postman:
                 return
             try:
                 messages = link.receive(frame)
-            except MessageError:
+            except MessageError as error:
                 self._refused[peer] += 1
+                if _worth_telling(self._refused[peer]):
+                    _log.warning("refused %d frames of %s, the last: %s", self._refused[peer], peer, error)
                 return
             for data in messages:
                 self._unread[peer] += len(data)
@@ -131,6 +140,11 @@ class Postman:
             with self._lock:
                 for link in self._links.values():
                     link.tick()
+
+
+def _worth_telling(count: int) -> bool:
+    """The 1st, 10th, 100th, ...: a peer that floods fills no log."""
+    return str(count).rstrip("0") == "1"
 
 
 def _to(channel: Channel, peer: str) -> Callable[[bytes], None]:

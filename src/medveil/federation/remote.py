@@ -9,11 +9,13 @@ from typing import Protocol
 from medveil.errors import InterruptedRunError, MessageError, ProtocolError
 from medveil.federation.coordinator import Coordinator, Outgoing
 from medveil.federation.messages import Decline, Farewell, Notice, decode, encode, kind_of
+from medveil.federation.patience import Patience
 from medveil.federation.postman import Arrival, Postman
 from medveil.federation.transport import Traffic
 
 _POLL_S = 0.1
 _SMALL = 1 << 16
+_LONGEST_TEXT = 500
 _HEARD_AGAIN_S = 5.0
 _SURELY_GONE_S = 5.0
 
@@ -42,23 +44,6 @@ class Machine(Protocol):
     def can_spare(self, site: str) -> bool:
         """Whether it can go on without the site."""
         ...
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long the coordinator waits.
-
-    Args:
-        dead_after_s: a site that is not heard of for so long is taken for dead: the run goes on without it where the
-            plan allows.
-        hold_s: where the plan does not allow that, the run waits so long in all for the site to come back, before it
-            stops and waits for a new start of the site.
-        answer_s: longest time for one answer of a site that is alive.
-    """
-
-    dead_after_s: float = 12.0
-    hold_s: float = 120.0
-    answer_s: float = 3600.0
 
 
 @dataclass(frozen=True)
@@ -143,6 +128,18 @@ class Remote:
         """Send the same message to several sites."""
         self._send(Outgoing(site, data) for site in sites)
 
+    def dismiss(self, site: str, reason: str) -> None:
+        """Go on without a site for good, between machines.
+
+        Args:
+            site: that does not fit.
+            reason: in words, for the record and for whoever watches.
+        """
+        self._left.add(site)
+        self._final[site] = True
+        self._watch(Happening("lost", site, reason))
+        self._postman.send(site, encode(Farewell(reason=reason[:_LONGEST_TEXT])))
+
     def traffic(self) -> Traffic:
         """Bytes carried so far, earlier parts of the run included."""
         carried = {site: self._postman.bytes_carried(site) for site in self.sites}
@@ -166,7 +163,8 @@ class Remote:
                 return self._word(machine, site, data)
             return machine.receive(site, data)
         except (MessageError, ProtocolError) as error:
-            return self._lose(machine, site, error.what, final=True)
+            words = error.what if error.remedy is None else f"{error.what}: {error.remedy}"
+            return self._lose(machine, site, words, final=True)
 
     def _word(self, machine: Machine, site: str, data: bytes) -> list[Outgoing]:
         message, _ = decode(data, max_body=_SMALL)
@@ -184,6 +182,9 @@ class Remote:
         for site in [site for site in self.sites if site not in self._left]:
             if machine.done:
                 break
+            if (length := self._postman.too_long(site)) is not None:
+                outgoing += self._lose(machine, site, _too_long(length), final=True)
+                continue
             silent = self._postman.silent_s(site)
             reason = self._verdict(site, silent, spare=machine.can_spare(site), gone=site in gone)
             if reason is None and site in awaited:
@@ -215,7 +216,8 @@ class Remote:
         self._left.add(site)
         self._final[site] = final
         self._watch(Happening("lost", site, reason))
-        self._postman.send(site, encode(Farewell(reason="The run goes on without this site")))
+        farewell = f"The run goes on without this site: {reason}"
+        self._postman.send(site, encode(Farewell(reason=farewell[:_LONGEST_TEXT])))
         return machine.lose(site, reason)
 
     @property
@@ -228,6 +230,13 @@ class Remote:
         """Sites that were lost, not for good, and are heard of again."""
         lost = [site for site, final in self._final.items() if not final]
         return tuple(site for site in lost if self._postman.silent_s(site) < _HEARD_AGAIN_S)
+
+
+def _too_long(length: int) -> str:
+    return (
+        f"The site's message of {length / 2**20:.0f} MiB is longer than the server takes: "
+        "raise max_message_mb in the server's server.json"
+    )
 
 
 def _all(counted: Counter[str], sites: Iterable[str]) -> dict[str, int]:

@@ -109,6 +109,14 @@ class Sealing(Protocol):
         """
         ...
 
+    def check_begun(self) -> None:
+        """Refuse to contribute where the server has begun no sum.
+
+        Raises:
+            ProtocolError: it has not.
+        """
+        ...
+
     def known(self, round_number: int, start: str) -> bool:
         """Whether the contribution to a round was written down before; if not, none ever left.
 
@@ -229,6 +237,7 @@ class Site:
 
     def _train_sealed(self, sealing: Sealing, task: Task, weights: Floats, buffers: Floats) -> list[bytes]:
         """A contribution that was written down before a crash is sent again: nothing new is released or charged."""
+        sealing.check_begun()  # before anything is charged
         start = fingerprint(weights, buffers)
         charged: AbstractContextManager[None] = nullcontext()
         if self._spending is not None and not sealing.known(task.round, start):

@@ -88,11 +88,11 @@ class ServerNoiseStage:
         return update
 
     def at_server(self, total: Update, context: StageContext) -> Update:
-        """Noise, on the grid."""
-        del context
+        """Noise, on the grid; a seeded source draws the same for a round that is repeated after an interruption."""
+        random = self._random if self._random.secure else self._random.replay(f"round {context.round}")
         vector = np.asarray(total.vector, dtype=np.float64)
         mechanism = NoiseMechanism(l2_clip_norm=self._norm, noise_multiplier=self._multiplier, dimension=vector.size)
-        return replace(total, vector=mechanism.release(vector, self._random), weight=float(self._sites))
+        return replace(total, vector=mechanism.release(vector, random), weight=float(self._sites))
 
     def event(self, context: StageContext) -> object | None:
         """One release."""

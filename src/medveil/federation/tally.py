@@ -13,6 +13,7 @@ import numpy as np
 from medveil.errors import MessageError, ProtocolError, TooFewSitesError
 from medveil.federation.coordinator import Outgoing
 from medveil.federation.messages import Answer, Ask, Purpose, Sealed, Tensors, decode, encode, frames_of, with_frames
+from medveil.federation.secure.decided import Decided
 from medveil.secagg.identity import IdentityKey
 from medveil.secagg.parameters import Parameters
 from medveil.secagg.ring import RingVector
@@ -35,6 +36,8 @@ class TallyServer:
         origin: what the vectors are computed from, as the sites will state it.
         parameters: of the secure sum over ``sites`` and ``absent``; None adds up vectors in the clear.
         least: fewest sites in a sum in the clear.
+        decided: where it is written down over whom the sum is opened, before the sites are told.
+        number: of the sum there: one more than the rounds before it.
     """
 
     def __init__(
@@ -47,7 +50,10 @@ class TallyServer:
         origin: str,
         parameters: Parameters | None = None,
         least: int = 1,
+        decided: Decided | None = None,
+        number: int = 0,
     ) -> None:
+        self._decided, self._number = decided or Decided(), number
         self.purpose = purpose
         self.lost: dict[str, str] = {}
         self.total: RingVector | None = None
@@ -124,7 +130,9 @@ class TallyServer:
     def can_spare(self, site: str) -> bool:
         """Whether the sum can do without ``site``."""
         least = self._least if self._session is None else self._session.parameters.min_included
-        return len(self._alive) - (site in self._alive) >= least
+        promised = self._decided.of(self.purpose, self._number).get(site, False)
+        needed = promised and self._session is not None and self._session.included is None
+        return len(self._alive) - (site in self._alive) >= least and not needed
 
     def _add_up(self) -> list[Outgoing]:
         if len(self._alive) < self._least:
@@ -145,6 +153,9 @@ class TallyServer:
         if self._session.phase == "ready" and not self._begun:
             self._begun = True
             every += self._session.begin(_BITS, self._length, self._origin)
+        if self._session.included is not None:
+            names = self._session.parameters.names
+            self._decided.note(self.purpose, self._number, {name: name in self._session.included for name in names})
         opened = self._session.opened
         if opened is not None:
             self.total, self.included = opened.total, opened.included

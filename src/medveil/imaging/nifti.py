@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
@@ -103,9 +104,9 @@ def read_nifti(source: Path | bytes, *, max_bytes: int = MAX_FILE_BYTES) -> Volu
 
 def _image_class(content: bytes) -> type[Nifti1Image]:
     if content[344:348] == b"n+1\0":
-        return Nifti1Image  # type: ignore[no-any-return]
+        return Nifti1Image  # type: ignore[no-any-return] # nibabel is seen untyped
     if content[4:8] == b"n+2\0":
-        return Nifti2Image  # type: ignore[no-any-return]
+        return Nifti2Image  # type: ignore[no-any-return] # as above
     raise ImageError(
         "The file is not a NIfTI image in one file",
         reason="not-nifti",
@@ -164,9 +165,9 @@ def _channels_first(array: NDArray[np.generic]) -> NDArray[np.generic]:
     )
 
 
-def _spacing(header: object, axes: int) -> tuple[float, ...]:
-    zooms = header.get_zooms()  # type: ignore[attr-defined]
-    factor = _MM_PER_UNIT[header.get_xyzt_units()[0]]  # type: ignore[attr-defined]
+def _spacing(header: Any, axes: int) -> tuple[float, ...]:
+    zooms = header.get_zooms()
+    factor = _MM_PER_UNIT[header.get_xyzt_units()[0]]
     return tuple(float(zoom) * factor for zoom in zooms[:axes])
 
 

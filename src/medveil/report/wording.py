@@ -110,7 +110,7 @@ def seconds(value: float | None) -> str:
     if value < 60:  # noqa: PLR2004 - seconds in a minute
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004 - as above
 
 
 def size(value: float | None) -> str:

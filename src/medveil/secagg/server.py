@@ -76,6 +76,13 @@ class ServerSession:
         """Names of the sites whose answer would make this phase end."""
         return tuple(self.parameters.name(index) for index in sorted(self._awaited))
 
+    @property
+    def included(self) -> tuple[str, ...] | None:
+        """Names of the sites over which the step under way is to be opened; None while that is not decided."""
+        if self._phase not in {"agreeing", "revealing"} or self._collection is None:
+            return None
+        return tuple(self.parameters.name(index) for index in sorted(self._collection.receipts))
+
     def can_spare(self, site: str) -> bool:
         """Whether enough sites would be there without ``site``."""
         return len(self._there - {self.parameters.indices[site]}) >= self.parameters.min_included

@@ -271,7 +271,7 @@ class SiteSession:
         if self._accept is not None:
             try:
                 self._accept(survivors.step, included)
-            except BaseException:
+            except BaseException:  # whatever it is: this step opens nothing any more
                 self._current = None
                 raise
         if len(included) == len(current.entries):

@@ -1,6 +1,7 @@
 """What every arm of a run shares: models, trainers, checkpoints; and the references, trained on one party's data."""
 
 import copy
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from medveil.models.crafted import check_architecture, check_weights_not_crafted
 from medveil.models.registry import build
 from medveil.models.weights import load_weights
 from medveil.rng import SecureRandom, Seeds
-from medveil.study.folder import MetricsLog, RunFolder
+from medveil.study.folder import MetricsLog, RoundLines, RunFolder
 from medveil.study.plan import Plan
 from medveil.study.prepare import Party, Prepared, input_scale
 from medveil.study.progress import Progress, Tick
@@ -220,22 +221,34 @@ class Journal:
         self._begun = time.perf_counter()
         self._score: float | None = None
         self.snapshot = load_snapshot(self._path)
+        self._summed_path = shop.folder.checkpoint(f"{arm}-summed")
+        self._summed = load_snapshot(self._summed_path)
         facts = self.snapshot.facts if self.snapshot else {}
-        self._rows: list[Row] = list(facts.get("rows", []))
+        self._lines = RoundLines(shop.folder.lines(arm), int(facts.get("rows", 0)))
         self.earlier = float(facts.get("seconds", 0.0))
         self._first_round = self.snapshot.round if self.snapshot else 0
-        shop.log.append(self._rows)
+        shop.log.append([json.loads(line) for line in self._lines.read()])
 
     @property
     def seconds(self) -> float:
         """Spent in this arm so far, restarts included."""
         return self.earlier + time.perf_counter() - self._begun
 
+    @property
+    def summed(self) -> Snapshot | None:
+        """State of a round that was summed and not committed; None where there is none."""
+        committed = 0 if self.snapshot is None else self.snapshot.round
+        return self._summed if self._summed is not None and self._summed.round > committed else None
+
+    def keep_summed(self, snapshot: Snapshot) -> None:
+        """Write down a round whose scores are yet to come."""
+        save_snapshot(snapshot, self._summed_path)
+
     def commit(self, row: Row, snapshot: Snapshot, extra: dict[str, Any] | None = None) -> None:
         """Write the checkpoint, then the metrics line, then tell the watcher."""
         line = {"arm": self._arm, "seconds": round(self.seconds, 3), **row}
-        self._rows.append(line)
-        facts = {**snapshot.facts, "rows": self._rows, "seconds": self.seconds, **(extra or {})}
+        self._lines.add(line)
+        facts = {**snapshot.facts, "rows": self._lines.count, "seconds": self.seconds, **(extra or {})}
         save_snapshot(Snapshot(snapshot.round, snapshot.tensors, facts), self._path)
         self._shop.log.append([line])
         if row["validation"]:

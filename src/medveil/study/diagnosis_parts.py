@@ -24,7 +24,7 @@ def check_clear(model: ModelConfig, input_shape: tuple[int, ...]) -> None:
         ValueError: another kind of network than those with fixed features, or too many numbers.
     """
     if not isinstance(model, ScatteringConfig | FilterbankConfig):
-        raise ValueError("only networks with fixed features have parts that a hospital computes")  # noqa: TRY004
+        raise ValueError("only networks with fixed features have parts that a hospital computes")  # noqa: TRY004 - a value from outside
     if _numbers(model, input_shape) > _MOST_NUMBERS:
         raise ValueError(f"the features of one image take more than {_MOST_NUMBERS} numbers")
 

@@ -13,6 +13,7 @@ from medveil.dp.plan import PrivacyPlan
 from medveil.federation.coordinator import Coordinator, Row, Watch
 from medveil.federation.inprocess import InProcess
 from medveil.federation.local import LocalWork
+from medveil.federation.secure.decided import Decided
 from medveil.federation.secure.server import SecureServer
 from medveil.federation.server import Averaging, ServerOptimiser, ServerStep
 from medveil.federation.settings import FedSgd
@@ -42,12 +43,18 @@ def train_federated(shop: Workshop) -> Outcome:
     journal = Journal(shop, "federated")
     pipeline = build_stages(plan, shop.bound, shop.random("server"))
     check_sites(shop.bound, names)
-    lost = set(journal.snapshot.facts["lost"]) if journal.snapshot else set()
+    lost = lost_sites(journal)
     done = journal.snapshot.round if journal.snapshot else 0
     first = shop.model()
     clock = ProtocolClock(journal.snapshot.facts["protocol"] if journal.snapshot else {})
     secure, sealing = build_secure(
-        plan, shop.bound, names, sizes=model_sizes(first), outboxes=shop.folder.outboxes, watch=clock.add
+        plan,
+        shop.bound,
+        names,
+        sizes=model_sizes(first),
+        outboxes=shop.folder.outboxes,
+        watch=clock.add,
+        decided=Decided(shop.folder.decided),
     )
     accounts = open_accounts(shop, [name for name in names if name not in lost], done)
     at_sites = _at_sites(shop, parties, pipeline)
@@ -79,7 +86,7 @@ def lead(
     clock: ProtocolClock,
     returned: Collection[str] = (),
     absent: Collection[str] = (),
-    after_round: Callable[[int], None] = lambda _round: None,
+    after_round: Callable[[Collection[str]], None] = lambda _lost: None,
 ) -> Coordinator:
     """Run the coordinator over any transport until the training is done, or goes on from the journal's checkpoint.
 
@@ -94,7 +101,7 @@ def lead(
         clock: seconds that the secure sum took at the sites.
         returned: sites that were lost and are there again.
         absent: sites that cannot be reached, beside those that the checkpoint knows to be lost.
-        after_round: called after every committed round.
+        after_round: called after every committed round, with the sites that are lost.
 
     Raises:
         MedveilError: the training cannot go on.
@@ -105,7 +112,7 @@ def lead(
         traffic = transport.traffic()
         extra = {"sent": dict(traffic.sent), "received": dict(traffic.received), "protocol": clock.state()}
         journal.commit(row, coordinator.snapshot(), extra)
-        after_round(row["round"])
+        after_round(coordinator.lost)
 
     coordinator = Coordinator(
         plan_hash=plan.digest(),
@@ -117,15 +124,26 @@ def lead(
         weights=to_vector(trainable(first)),
         buffers=to_vector(floating_buffers(first)),
         secure=secure,
-        watch=Watch(site_back=journal.tick, round_done=commit),
+        watch=Watch(
+            site_back=journal.tick,
+            round_done=commit,
+            round_summed=lambda: journal.keep_summed(coordinator.snapshot()),
+        ),
     )
-    if journal.snapshot is not None:
-        coordinator.restore(without(journal.snapshot, returned))
+    start = journal.summed or journal.snapshot
+    if start is not None:
+        coordinator.restore(without(start, returned), scored=journal.summed is None)
     for name in sorted(set(absent) - coordinator.lost.keys()):
         coordinator.lose(name, "The site was not there when the run went on")
     one_thread()  # the server step runs here: its sums, too, must not depend on the number of cores
     transport.run(coordinator)
     return coordinator
+
+
+def lost_sites(journal: Journal) -> dict[str, str]:
+    """Sites that the journal's last snapshot knows to be lost, with the reason."""
+    start = journal.summed or journal.snapshot
+    return {} if start is None else dict(start.facts["lost"])
 
 
 def without(snapshot: Snapshot, returned: Collection[str]) -> Snapshot:

@@ -2,16 +2,18 @@
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from medveil.disk import replace_file
 from medveil.errors import ResumeError, RunError
 
 
@@ -127,6 +129,15 @@ class RunFolder:
         """Checkpoint file of an arm."""
         return self.state / f"{file_name(arm)}.safetensors"
 
+    @property
+    def decided(self) -> Path:
+        """What the sites were asked to open."""
+        return self.state / "decided.json"
+
+    def lines(self, arm: str) -> Path:
+        """File with an arm's metrics of every round, beside its checkpoint."""
+        return self.state / f"{file_name(arm)}.rounds.jsonl"
+
     def reference(self, arm: str) -> Path:
         """Weights file of a reference."""
         return self.references / f"{file_name(arm)}.safetensors"
@@ -161,6 +172,59 @@ def file_name(arm: str) -> str:
     return readable if plain else f"{readable}-{hashlib.sha256(arm.encode()).hexdigest()[:12]}"
 
 
+class RoundLines:
+    """An arm's metrics of every round, beside its checkpoint.
+
+    The checkpoint remembers their number only: memory and the writing of a checkpoint do not grow with the rounds.
+
+    Args:
+        path: of the file.
+        count: lines that the checkpoint vouches for; what follows them belongs to a round that is done again.
+
+    Raises:
+        ResumeError: there are fewer.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self._path = path
+        self.count = count
+        if not count:
+            path.unlink(missing_ok=True)
+            return
+        kept = self.read()
+        with path.open("r+b") as file:
+            file.truncate(sum(len(line) for line in kept))
+
+    def read(self) -> list[bytes]:
+        """The lines, with their line feeds.
+
+        Raises:
+            ResumeError: not all are there.
+        """
+        if not self.count:
+            return []
+        lines: list[bytes] = []
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                lines = list(itertools.islice(file, self.count))
+        if len(lines) < self.count or not lines[-1].endswith(b"\n"):
+            raise ResumeError(
+                "The metrics of the run's rounds are damaged",
+                got=f"{len(lines)} lines of {self._path.name}",
+                expected=f"{self.count}, as the checkpoint says",
+                remedy="restore the run folder from a backup, or start again in a new one",
+            )
+        return lines
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a line; it is on disk when this returns."""
+        with self._path.open("ab") as file:
+            file.write(json.dumps(row, sort_keys=True).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.count += 1
+
+
 class MetricsLog:
     """``metrics.jsonl``: one line a round and arm; threads may share it.
 
@@ -186,12 +250,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write atomically: afterwards the file is the old one or the new one, on disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, data)
 
 
 def write_json(path: Path, content: Any) -> None:

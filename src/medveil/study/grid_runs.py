@@ -184,7 +184,7 @@ def _side_by_side(
         for future, cell in zip(futures, cells, strict=True):
             future.add_done_callback(partial(_tell_end, cell=cell, progress=progress))
         return tuple(future.result() for future in futures)
-    except BaseException:
+    except BaseException:  # Ctrl-C too
         for future in futures:
             future.cancel()
         ours.close()  # the workers leave at once, which loses their current round only

@@ -269,7 +269,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError("A file cannot be read", got=error.strerror, expected="a readable TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, or a number of thousands of digits
         raise ConfigError(f"{path.name} is not valid TOML", got=str(error), remedy="correct the line named") from None
 
 

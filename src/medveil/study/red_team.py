@@ -312,6 +312,6 @@ def _keep(run: Path, results: dict[str, Any], pictures: dict[str, NDArray[np.flo
             pictures = old | pictures
     write_json(folder / RESULTS, results)
     stored_bytes = io.BytesIO()
-    np.savez_compressed(stored_bytes, **pictures)  # type: ignore[arg-type]
+    np.savez_compressed(stored_bytes, **pictures)  # type: ignore[arg-type] # its stub takes **pictures for allow_pickle
     write_bytes(folder / PICTURES, stored_bytes.getvalue())
     _sign(folder, results["run"]["plan_hash"])

@@ -176,7 +176,7 @@ class Bench:
         )
         try:
             outcome = train_federated(shop)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: work in other threads stops
             shop.halt.set()
             raise
         facts = self._scores(shop, outcome)

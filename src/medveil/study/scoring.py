@@ -1,6 +1,6 @@
 """Score a model on a test set: as a whole, per site and per subgroup."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,9 +90,10 @@ class Scorer:
         self, predictions: NDArray[Any], test: TestSet, threshold: Threshold, group_of_subject: Sequence[str]
     ) -> dict[str, Any]:
         groups = [group_of_subject[index] for index in test.data.subject]
-        evaluate: Callable[[NDArray[np.int64]], Result] = lambda rows: self._evaluate(  # noqa: E731
-            predictions, test, threshold, rows, intervals=True
-        )
+
+        def evaluate(rows: NDArray[np.int64]) -> Result:
+            return self._evaluate(predictions, test, threshold, rows, intervals=True)
+
         results = per_group(groups, evaluate)
         return {name: result.to_json()["metrics"] for name, result in results.items() if name}
 

@@ -13,6 +13,7 @@ from medveil.dp.settings import DistributedDpSgd
 from medveil.federation.clear_sum import SCORES
 from medveil.federation.coordinator import validation_due
 from medveil.federation.secure.blocks import Blocks
+from medveil.federation.secure.decided import Decided
 from medveil.federation.secure.outbox import Outbox
 from medveil.federation.secure.packing import NoisyPacking, Packing, PlainPacking, ScorePacking, fitting_grid
 from medveil.federation.secure.server import Group, SecureServer
@@ -95,6 +96,7 @@ def build_secure(
     sizes: tuple[int, int],
     outboxes: Path,
     watch: Callable[[str, float], None],
+    decided: Decided,
 ) -> tuple[SecureServer | None, dict[str, SecureSite]]:
     """Both sides of the secure sum with all parties in this process; (None, {}) where the plan asks for none.
 
@@ -107,6 +109,7 @@ def build_secure(
         sizes: numbers of parameters and of running statistics.
         outboxes: folder where every site keeps its own contributions.
         watch: told (site, seconds) that the protocol took at a site.
+        decided: over whom sums are opened.
 
     Raises:
         GuaranteeError: a threshold that cannot protect.
@@ -122,7 +125,7 @@ def build_secure(
         )
         for name in names
     }
-    return secure_server(plan, groups), sites
+    return secure_server(plan, groups, decided), sites
 
 
 def secure_groups(
@@ -161,10 +164,10 @@ def secure_groups(
     return tuple(groups)
 
 
-def secure_server(plan: Plan, groups: Sequence[Group]) -> SecureServer | None:
+def secure_server(plan: Plan, groups: Sequence[Group], decided: Decided) -> SecureServer | None:
     """The coordinator's side; None where there are no secure sums."""
     settings = plan.privacy.secure_aggregation
-    return None if settings is None else SecureServer(groups, _score_packing(groups), settings)
+    return None if settings is None else SecureServer(groups, _score_packing(groups), settings, decided)
 
 
 def secure_site(

@@ -158,7 +158,7 @@ def _interruptible(shop: Workshop) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, interrupt) if in_main else None
     try:
         yield
-    except BaseException:
+    except BaseException:  # Ctrl-C too: work in other threads stops
         shop.halt.set()
         raise
     finally:
@@ -204,7 +204,7 @@ def _train_references(shop: Workshop, federated: Outcome, progress: Progress) ->
                     outcomes[arm] = future.result()
                 except DivergedError as error:
                     failed[arm] = error.what
-        except BaseException:
+        except BaseException:  # as above
             shop.halt.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise

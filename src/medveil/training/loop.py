@@ -158,7 +158,7 @@ class Trainer:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise diverged("loss")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call] # torch does not type it
         return value
 
     def _batch_loss(self, step: int) -> torch.Tensor:

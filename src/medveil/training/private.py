@@ -102,7 +102,7 @@ class PrivateTrainer(Trainer):
         )
 
     @property
-    def num_examples(self) -> None:  # type: ignore[override]
+    def num_examples(self) -> None:  # type: ignore[override] # the clear trainer tells a number
         """None: how many there are is private."""
         return
 

@@ -1,7 +1,27 @@
-"""The transport against peers that should not get in. The client side here is OpenSSL's, not ours."""
+"""The transport against peers that should not get in. The client side here is OpenSSL's, not ours.
+
+What must be refused, logged where it is refused, and answered without a traceback; where that is tested:
+
+===========================================  =========================================================================
+no certificate                               test_without_a_certificate_nobody_gets_in
+wrong authority                              test_a_certificate_of_another_authority_of_the_same_name_is_refused
+expired                                      test_an_expired_certificate_is_refused
+revoked                                      test_a_revoked_site_is_cut_off_at_once_and_stays_out
+TLS below 1.3                                test_older_tls_is_refused
+duplicate identity                           test_a_second_process_of_the_same_identity_is_refused_and_logged
+wrong role                                   test_hardening.py; tests/unit/federation/engine/test_commands.py
+tampered job, foreign job, revoked submitter tests/unit/federation/engine/test_parts.py, test_signed.py
+unapproved plan                              tests/integration/network/test_network_refusals.py
+plan below the privacy floor                 tests/integration/network/test_network_refusals.py
+a server that asks for an update in clear    tests/integration/network/test_network_lies.py, test_network_hostile.py
+fuzzed messages: typed, bounded memory       tests/unit/federation/engine/test_guard.py, test_streams.py, test_fuzz.py;
+                                             tests/unit/federation/test_link.py, test_postman.py, test_messages.py
+===========================================  =========================================================================
+"""
 
 import datetime as dt
 import json
+import logging
 import socket
 import ssl
 import threading
@@ -116,27 +136,45 @@ def enter(server, kit=None, authority=None, version=None, ciphers=None):
         return tls.recv(7), tls.version()
 
 
+def logged(caplog, words, count=1):
+    """Wait for a line of the server's log that says so; it says it in a sentence."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        found = [record for record in caplog.records if words in record.getMessage()]
+        if len(found) >= count:
+            break
+        time.sleep(0.02)
+    assert len(found) == count, caplog.text
+    for record in found:
+        assert (record.name, record.exc_info) == ("medveil.network", None)
+        assert record.levelno >= logging.WARNING
+        assert "\n" not in record.getMessage()
+
+
 def test_a_site_of_the_federation_gets_in_by_tls_1_3(folder, server):
     assert enter(server, folder / "kits" / "site-1") == (b"welcome", "TLSv1.3")
     assert server.names == ["site-1"]
 
 
-def test_without_a_certificate_nobody_gets_in(folder, server):
+def test_without_a_certificate_nobody_gets_in(folder, server, caplog):
     with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
         enter(server, authority=folder / "kits" / "site-1")
     assert server.names == []
+    logged(caplog, "refused a connection from 127.0.0.1: no certificate was shown")
 
 
-def test_a_certificate_of_another_authority_of_the_same_name_is_refused(folder, strangers, server):
+def test_a_certificate_of_another_authority_of_the_same_name_is_refused(folder, strangers, server, caplog):
     with pytest.raises(ssl.SSLError, match=r"UNKNOWN_CA|DECRYPT_ERROR|BAD_CERTIFICATE"):
         enter(server, strangers / "kits" / "site-1", authority=folder / "kits" / "site-1")
     assert server.names == []
+    logged(caplog, "refused a connection from 127.0.0.1: its certificate was not accepted")
 
 
-def test_older_tls_is_refused(folder, server):
+def test_older_tls_is_refused(folder, server, caplog):
     with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
         enter(server, folder / "kits" / "site-1", version=ssl.TLSVersion.TLSv1_2)
     assert server.names == []
+    logged(caplog, "refused a connection from 127.0.0.1: no TLS 1.3 connection")
 
 
 def expired(folder, kit):
@@ -166,13 +204,14 @@ def expired(folder, kit):
     return kit
 
 
-def test_an_expired_certificate_is_refused(folder, server, tmp_path):
+def test_an_expired_certificate_is_refused(folder, server, tmp_path, caplog):
     with pytest.raises(ssl.SSLError, match="CERTIFICATE_EXPIRED"):
         enter(server, expired(folder, tmp_path / "old"))
     assert server.names == []
+    logged(caplog, "its certificate was not accepted: certificate has expired")
 
 
-def test_a_revoked_site_is_cut_off_at_once_and_stays_out(tmp_path):
+def test_a_revoked_site_is_cut_off_at_once_and_stays_out(tmp_path, caplog):
     (tmp_path / "federation.toml").write_text(FEDERATION)
     kits = provision(tmp_path)
     server = Server(tmp_path)
@@ -189,6 +228,8 @@ def test_a_revoked_site_is_cut_off_at_once_and_stays_out(tmp_path):
         inside.close()
         with pytest.raises(ssl.SSLError, match="REVOKED"):
             enter(server, kits["site-2"])
+        logged(caplog, "the certificate of site-2 was revoked: its connection is closed")
+        logged(caplog, "its certificate was not accepted: certificate revoked")
         assert enter(server, kits["site-1"])[0] == b"welcome"
     finally:
         server.close()
@@ -352,6 +393,26 @@ def test_a_second_process_of_the_same_identity_is_refused_while_the_first_lives(
     assert first.closed
     endpoints.release(second)
     assert endpoints.claim(("site-1", "site-1"), first)
+
+
+def test_a_second_process_of_the_same_identity_is_refused_and_logged(pair, monkeypatch, caplog):
+    """Over TLS: a site greets with its own name and certificate while another process of it is connected."""
+    import msgpack
+    from nvflare.fuel.f3.sfm.constants import HandshakeKeys, Types
+
+    endpoints, first = Endpoints(), Named()
+    assert endpoints.claim(("site-1", "site-1"), first)
+    monkeypatch.setattr(connections, "_ENDPOINTS", endpoints)
+    server, client = pair
+    served, seen = endpoint(server), []
+    monkeypatch.setattr(served, "process_frame", seen.append)
+    client.send(frame(msgpack.packb({HandshakeKeys.ENDPOINT_NAME: "site-1"}), Types.HELLO), stalled_s=1)
+    served.read_until_closed()
+    assert (seen, first.closed) == ([], False)
+    with pytest.raises(OSError, match=r"closed|reset|descriptor"):  # not a byte of an answer
+        client.read_into(memoryview(bytearray(1)))
+    logged(caplog, "a second process calls itself site-1 and was refused")
+    logged(caplog, "site-1 is connected already")
 
 
 def test_a_stalled_connection_reports_the_engines_own_error(pair, monkeypatch):

@@ -1,116 +1,85 @@
 """Plans that train in a moment, on the phantom."""
 
+import tiny_plans
 from medveil.study.plan import load_plan
+from tiny_plans import ALONE, ONE_WORKER, merged, without
 
-DISTRIBUTED = """
-name = "distributed"
-task = "classification"
-seed = 3
-[data]
-partition = { kind = "iid", sites = 4 }
-splits = { kind = "random", test = 0.25, validation = 0.15 }
-[data.source]
-kind = "phantom"
-task = "classification"
-subjects = 64
-size = [16, 16]
-scanners = 3
-seed = 2
-difficulty = 0.1
-[model]
-kind = "cnn"
-channels = [2, 4]
-strides = [2, 2]
-[federation]
-rounds = 2
-algorithm = { kind = "fedsgd" }
-weighting = "equal"
-validate_every = 0
-[training]
-optimiser = { kind = "sgd", lr = 0.5 }
-[evaluation]
-threshold = 0.5
-bootstrap = { resamples = 5 }
-[references]
-central = false
-local_only = false
-[privacy]
-unit = "patient"
-relation = "add-remove"
-delta = 1e-3
-trusted = "nobody"
-held_out = "private"
+_SUMS = """
 [privacy.secure_aggregation]
 colluding = 0
 dropouts = 1
-[privacy.dp]
-kind = "distributed"
-sampling = { rate = 0.3, nominal_units = 40, max_images = 2 }
-clipping = { kind = "flat", l2_clip_norm = 0.5 }
-noise = { multiplier = 2.0, generator = "seeded" }
-[performance]
-workers = 1
 """
-_CLAIM = DISTRIBUTED[DISTRIBUTED.index("[privacy]") : DISTRIBUTED.index("[performance]")]
-_SUMS = "[privacy.secure_aggregation]\ncolluding = 0\ndropouts = 1\n"
-
+DISTRIBUTED = merged(
+    tiny_plans.DISTRIBUTED,
+    ONE_WORKER,
+    _SUMS,
+    """
+name = "distributed"
+[data]
+partition = { kind = "iid", sites = 4 }
+[data.source]
+subjects = 64
+[model]
+channels = [2, 4]
+[federation]
+rounds = 2
+[privacy]
+held_out = "private"
+[privacy.dp]
+sampling = { rate = 0.3, nominal_units = 40, max_images = 2 }
+noise = { multiplier = 2.0, generator = "seeded" }
+""",
+)
 # In the clear: the server's optimiser steps along the mean gradient.
-CLEAR = (
-    DISTRIBUTED.replace(_CLAIM, "")
-    .replace("validate_every = 0", "validate_every = 1")
-    .replace("threshold = 0.5", 'threshold = "validation"')
-    .replace('name = "distributed"', 'name = "clear"')
+CLEAR = merged(
+    without(DISTRIBUTED, "[privacy]", "[privacy.secure_aggregation]", "[privacy.dp]"),
+    """
+name = "clear"
+[federation]
+validate_every = 1
+[evaluation]
+threshold = "validation"
+""",
 )
 # Secure sums without a claim: local epochs, sites weighted by size, scores and cohort summed too.
-SUMS = (
-    CLEAR.replace('kind = "fedsgd"', 'kind = "fedavg", local_epochs = 1')
-    .replace('weighting = "equal"', 'weighting = "size"\nselect = "best"')
-    .replace('name = "clear"', 'name = "sums"')
-    .replace("[performance]", _SUMS + "statistics = true\n[performance]")
+SUMS = merged(
+    CLEAR,
+    _SUMS,
+    """
+name = "sums"
+[federation]
+algorithm = { kind = "fedavg", local_epochs = 1 }
+weighting = "size"
+select = "best"
+[privacy.secure_aggregation]
+statistics = true
+""",
 )
 # Every site protects its own patients, and answers in the clear: a round that is asked again is charged again.
-LOCAL = (
-    DISTRIBUTED.replace('kind = "distributed"', 'kind = "local"')
-    .replace('kind = "fedsgd"', 'kind = "fedavg", local_steps = 1')
-    .replace(_SUMS, "")
-    .replace('name = "distributed"', 'name = "local"')
+LOCAL = merged(
+    without(DISTRIBUTED, "[privacy.secure_aggregation]"),
+    tiny_plans.LOCAL,
+    """
+name = "local"
+[federation]
+algorithm = { kind = "fedavg", local_steps = 1 }
+""",
 )
 # A site that is lost costs no more than itself.
-SPARING = CLEAR.replace("rounds = 2", "rounds = 2\nmin_sites = 3")
+SPARING = merged(CLEAR, "[federation]\nmin_sites = 3")
 
-MASKS = """
+MASKS = merged(
+    tiny_plans.SEGMENTATION,
+    ALONE,
+    ONE_WORKER,
+    """
 name = "masks"
-task = "segmentation"
-seed = 3
-[data]
-partition = { kind = "natural", column = "scanner" }
-splits = { kind = "random", test = 0.3, validation = 0.15 }
 [data.source]
-kind = "phantom"
-task = "segmentation"
 subjects = 24
-size = [16, 16]
-scanners = 2
-seed = 2
-difficulty = 0.1
-[model]
-kind = "unet"
 [federation]
 rounds = 1
-algorithm = { kind = "fedavg", local_epochs = 2 }
-select = "best"
-[training]
-batch_size = 8
-optimiser = { kind = "adam", lr = 5e-3 }
-loss = { kind = "dice_ce" }
-[evaluation]
-bootstrap = { resamples = 5 }
-[references]
-central = false
-local_only = false
-[performance]
-workers = 1
-"""
+""",
+)
 
 POLICY = """
 tasks = ["classification", "segmentation"]

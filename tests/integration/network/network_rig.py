@@ -157,11 +157,10 @@ class Hospitals:
         hashed = mock.patch("medveil.connect.site_program.architecture_hash", return_value="0" * 64)
         # Nobody is there to answer the last farewell where a site is cut off.
         farewells = [
-            mock.patch(f"medveil.connect.{module}._FAREWELL_S", farewell_s)
-            for module in ("coordinator_program", "site_program")
+            mock.patch(f"medveil.connect.{module}._FAREWELL_S", farewell_s) for module in ("server_run", "site_program")
         ]
-        links = mock.patch("medveil.federation.postman._SETTINGS", HURRIED)
-        with hashed, links, farewells[0], farewells[1]:
+        links = [mock.patch(f"medveil.connect.{module}.LINKS", HURRIED) for module in ("server_settings", "home")]
+        with hashed, links[0], links[1], farewells[0], farewells[1]:
             server.start()
             while "server" not in wire.handlers and server.is_alive():  # who declines at once is to be heard
                 time.sleep(0.01)

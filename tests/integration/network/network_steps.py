@@ -8,7 +8,7 @@ from unittest import mock
 
 from network_rig import run_of
 
-from medveil.connect import coordinator_program
+from medveil.connect import coordinator_program, leading
 from medveil.connect.observing import SiteObserver
 from medveil.connect.own import Own
 from medveil.connect.site_program import _sentence
@@ -143,6 +143,9 @@ class Ward:
     def silent_s(self, name):
         return LONG_AGO if name in self.gone else 0.0
 
+    def too_long(self, _name):
+        return None
+
     def bytes_carried(self, _name):
         return 0, 0
 
@@ -184,5 +187,8 @@ def lead(guests, job_id, *, names=None, first=None, patience=None, **options):
 
 @contextmanager
 def _in_one_thread(ward):
-    with mock.patch.object(coordinator_program, "Postman", return_value=ward):
+    with (
+        mock.patch.object(coordinator_program, "Postman", return_value=ward),
+        mock.patch.object(leading, "Postman", return_value=ward),
+    ):
         yield

@@ -2,16 +2,21 @@
 
 import errno
 import json
+import sqlite3
 import time
 from datetime import UTC, datetime
+from unittest import mock
 
 import pytest
-from network_plans import CLEAR, DISTRIBUTED, POLICY, SUMS
+from network_plans import CLEAR, DISTRIBUTED, POLICY, SPARING, SUMS
 from network_rig import Wire
+from network_steps import Guests, lead
 
 from medveil.connect import site_program
-from medveil.errors import ApprovalError, ConfigError, PolicyError, RunError
+from medveil.connect.audit_log import AuditLog
+from medveil.errors import ApprovalError, ConfigError, LedgerError, PolicyError, RunError
 from medveil.federation.secure.outbox import Outbox
+from medveil.study import arms
 from medveil.study.plan import Plan
 
 PERSON = POLICY.replace('rule = "policy"', 'rule = "person"\nwait_minutes = 0')
@@ -80,13 +85,18 @@ def test_a_plan_below_the_floor_of_two_hospitals_is_refused_by_them(trained, hos
     place = hospitals(plan)
     for name in ("site-1", "site-3"):
         (place.kit(name) / "medveil" / "policy.toml").write_text(policy)
-    ending, errors = place.job("job-1")
+    wire = Wire()
+    ending, errors = place.job("job-1", wire=wire)
     refused = {name: error for name, error in errors.items() if isinstance(error, PolicyError)}
     _declined(place, ending, refused, PolicyError, "site-1", "site-3")
     assert ending == "failed"  # two of four said that they never will
-    assert rule in {
-        one for line in place.log("site-1") if line["event"] == "plan-against-policy" for one in line["facts"]["rules"]
-    }
+    for name in ("site-1", "site-3"):
+        (line,) = [one for one in place.log(name) if one["event"] == "plan-against-policy"]
+        assert rule in line["facts"]["rules"]
+        frames = b"".join(frame for sender, _, frame in wire.sniffed if sender == name)
+        assert b"policy" in frames  # it says what it is
+        for secret in (b"Traceback", b'File "', b".npz", str(place.root).encode(), b"phantom-1"):
+            assert secret not in frames
 
 
 def test_a_hospital_without_a_policy_allows_nothing(trained, hospitals):
@@ -115,7 +125,11 @@ def test_a_site_of_another_version_is_refused(trained, hospitals, monkeypatch):
     ending, _ = place.job("job-1")
     assert ending == "failed"
     told = (place.run_folder() / "events.jsonl").read_text()
-    assert "another version than the server" in told
+    assert "another version than the server: install the same version" in told
+    last = place.log("site-1")[-1]
+    assert (last["event"], "another version" in last["facts"]["reason"]) == ("job-ended", True)
+    stands = json.loads((place.kit("site-1") / "medveil" / "progress.json").read_text())
+    assert "install the same version of medveil everywhere" in json.dumps(stands)
 
 
 def test_a_site_with_images_of_another_shape_is_refused(trained, dealt, hospitals):
@@ -126,6 +140,20 @@ def test_a_site_with_images_of_another_shape_is_refused(trained, dealt, hospital
     ending, _ = place.job("job-1")
     assert ending == "failed"
     assert "images or classes are not those" in (place.run_folder() / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize("odd", ["site-1", "site-3"])
+def test_whoever_tells_first_does_not_decide_what_images_are_like(trained, dealt, hospitals, odd):
+    """One odd hospital of four, which the plan can spare, is left out, also where it is the first to tell."""
+    place = hospitals(trained(SPARING)[0])
+    other = dealt(trained(CLEAR, "data.source.size=[24,24]")[0])[odd]
+    config = place.kit(odd) / "medveil" / "site.toml"
+    config.write_text(f'deidentified = true\n[source]\nkind = "share"\npath = "{other.path}"\nnames_patients = true\n')
+    ending, ward = lead(Guests(place), "job-1")
+    assert (ending, ward.errors) == ("done", {})
+    assert list(place.record()["training"]["lost_sites"]) == [odd]
+    (lost,) = [event for event in place.record()["events"] if event["what"] == "lost"]
+    assert (lost["site"], "most sites" in lost["text"]) == (odd, True)
 
 
 def test_a_site_without_its_data_says_no_path(trained, hospitals):
@@ -161,6 +189,100 @@ def test_a_full_disk_stops_a_site_for_now(trained, hospitals, monkeypatch):
     ending, errors = place.job("job-2", first="job-1", farewell_s=10.0)
     assert (ending, errors) == ("done", {})
     assert place.weights() == weights
+
+
+@pytest.mark.parametrize("event", ["run-begun", "step-asked", "sum-opened"])
+def test_a_disk_that_is_full_under_the_audit_log_stops_a_site_for_now(trained, hospitals, monkeypatch, event):
+    plan, _, _, weights = trained(DISTRIBUTED)
+    place = hospitals(plan)
+    write = AuditLog._write
+    full = {"on": True}
+
+    def fill(self, file, data):
+        if full["on"] and "site-2" in str(self.path) and f'"{event}"'.encode() in data:
+            with mock.patch("medveil.connect.audit_log.os.write", side_effect=OSError(errno.ENOSPC, "No space left")):
+                write(self, file, data)
+        else:
+            write(self, file, data)
+
+    monkeypatch.setattr(AuditLog, "_write", fill)
+    wire = Wire()
+    ending, errors = place.job("job-1", wire=wire, patience=QUICK)
+    assert {name: (type(error), error.got) for name, error in errors.items() if name == "site-2"} == {
+        "site-2": (RunError, "No space left")
+    }
+    assert any(b"cannot be read or written" in frame for _, _, frame in wire.sniffed)
+    full["on"] = False
+    if ending != "done":  # the run could not spare the site
+        ending, errors = place.job("job-2", first="job-1", farewell_s=10.0)
+        assert (ending, errors) == ("done", {})
+        assert place.weights() == weights
+
+
+def _dressed(error, cause, *, shown):
+    """The error as it is caught, raised while the cause was handled; ``shown`` says whether it names the cause."""
+
+    def dress():
+        try:
+            raise cause
+        except type(cause) as inner:
+            raise error from (inner if shown else None)
+
+    with pytest.raises(type(error)) as caught:
+        dress()
+    return caught.value
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_disk_that_is_full_behind_any_error_passes(shown):
+    connection = sqlite3.connect(":memory:")
+    connection.execute("create table t (x)")
+    connection.execute("pragma max_page_count = 3")
+    with pytest.raises(sqlite3.OperationalError) as full:
+        connection.execute("insert into t values (zeroblob(1000000))")
+    ledger = _dressed(LedgerError("The ledger cannot be written"), full.value, shown=shown)
+    assert type(site_program._disk(ledger)) is RunError
+    room = OSError(errno.ENOSPC, "No space left on device")
+    inbox = _dressed(ApprovalError("The inbox cannot be written"), room, shown=shown)
+    assert site_program._disk(inbox).got == "No space left on device"
+    denied = _dressed(PolicyError("x"), PermissionError(errno.EACCES, "no"), shown=shown)
+    assert site_program._disk(denied) is None
+    assert site_program._disk(LedgerError("damaged")) is None
+
+
+def test_a_full_disk_at_the_server_goes_on_later(trained, hospitals, monkeypatch):
+    plan, _, _, weights = trained(SUMS)
+    place = hospitals(plan)
+    guests = Guests(place)
+    write = arms.save_snapshot
+
+    def fill(snapshot, path):
+        if snapshot.round == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(snapshot, path)
+
+    monkeypatch.setattr("medveil.connect.coordinator_program._DISK_S", 0.1)
+    with monkeypatch.context() as now:
+        now.setattr(arms, "save_snapshot", fill)
+        ending, ward = lead(guests, "job-1")
+    assert (ending, ward.errors) == ("again", {})
+    assert "Make room" in place.progress()["stands"]
+    ending, ward = lead(guests, "job-2", first="job-1")
+    assert (ending, ward.errors) == ("done", {})
+    assert place.weights() == weights
+
+
+def test_settings_of_the_server_that_are_not_valid_are_said_and_waited_for(trained, hospitals, monkeypatch):
+    plan, _, _, weights = trained(SUMS)
+    place = hospitals(plan)
+    guests = Guests(place)
+    monkeypatch.setattr("medveil.connect.coordinator_program._DISK_S", 0.1)
+    ending, _ = lead(guests, "job-1", patience={"dead_after": 12})
+    assert ending == "again"
+    assert "dead_after" in place.progress()["stands"]
+    (place.kit("server") / "medveil" / "server.json").write_text("{}")
+    ending, _ = lead(guests, "job-2", first="job-1")
+    assert (ending, place.weights() == weights) == ("done", True)
 
 
 def test_a_job_without_a_plan_is_declined(trained, hospitals, monkeypatch):

@@ -8,51 +8,37 @@ from medveil.audit.run import Effort, audit
 from medveil.dp import clipping as clipping_module
 from medveil.dp import noise as noise_module
 from medveil.dp.sampling import PoissonSampler
+from tiny_plans import AUDITED, merged, without
 
 pytestmark = pytest.mark.statistical
 
 EFFORT = Effort(canaries=400, run_steps=40, single_steps=30, sampling_steps=100)
 
-DISTRIBUTED = """
-name = "audited"
-task = "classification"
+DISTRIBUTED = merged(
+    AUDITED,
+    """
 [data]
-source = { kind = "phantom", size = [16, 16], repeated = 0.0 }
 partition = { kind = "iid", sites = 4 }
-[model]
-kind = "cnn"
-channels = [4, 4]
-strides = [2, 1]
 [federation]
 rounds = 40
-weighting = "equal"
-validate_every = 0
-algorithm = { kind = "fedsgd" }
-[training]
-optimiser = { kind = "sgd", lr = 0.5 }
-[references]
-central = false
-local_only = false
 [privacy]
-unit = "patient"
-relation = "add-remove"
-delta = 1e-5
 trusted = "nobody"
-held_out = "public"
 [privacy.secure_aggregation]
 colluding = 1
 dropouts = 1
 [privacy.dp]
 kind = "distributed"
-sampling = { rate = 0.2, nominal_units = 400 }
-clipping = { kind = "flat", l2_clip_norm = 1.0 }
-noise = { multiplier = 1.5 }
-"""
-LOCAL = (
-    DISTRIBUTED.replace('kind = "distributed"', 'kind = "local"')
-    .replace("[privacy.secure_aggregation]\ncolluding = 1\ndropouts = 1\n", "")
-    .replace("rounds = 40", "rounds = 20")
-    .replace('{ kind = "fedsgd" }', '{ kind = "fedavg", local_steps = 2 }')
+""",
+)
+LOCAL = merged(
+    without(DISTRIBUTED, "[privacy.secure_aggregation]"),
+    """
+[federation]
+rounds = 20
+algorithm = { kind = "fedavg", local_steps = 2 }
+[privacy.dp]
+kind = "local"
+""",
 )
 
 

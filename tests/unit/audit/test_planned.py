@@ -2,49 +2,15 @@
 
 import pytest
 
+import tiny_plans
 from medveil.audit.planned import audit_plan, planned_step
 from medveil.errors import ConfigError, GuaranteeError
 from medveil.rng import Seeds
 from medveil.study.plan import load_plan
+from tiny_plans import AUDITED, merged
 
-PLAN = """
-name = "audited"
-task = "classification"
-seed = 1
-[data]
-source = { kind = "phantom", size = [16, 16], repeated = 0.0 }
-partition = { kind = "iid", sites = 4 }
-[model]
-kind = "cnn"
-channels = [4, 4]
-strides = [2, 1]
-[federation]
-rounds = 10
-weighting = "equal"
-validate_every = 0
-algorithm = { kind = "fedsgd" }
-[training]
-optimiser = { kind = "sgd", lr = 0.5 }
-[references]
-central = false
-local_only = false
-[privacy]
-unit = "patient"
-relation = "add-remove"
-delta = 1e-5
-trusted = "curator"
-held_out = "public"
-[privacy.dp]
-kind = "central"
-sampling = { rate = 0.2, nominal_units = 400 }
-clipping = { kind = "flat", l2_clip_norm = 1.0 }
-noise = { multiplier = 1.5 }
-"""
-LOCAL = (
-    PLAN.replace('"curator"', '"nobody"')
-    .replace('"central"', '"local"')
-    .replace('{ kind = "fedsgd" }', '{ kind = "fedavg", local_steps = 2 }')
-)
+PLAN = merged(AUDITED, 'seed = 1\n[data]\npartition = { kind = "iid", sites = 4 }')
+LOCAL = merged(PLAN, tiny_plans.LOCAL, '[federation]\nalgorithm = { kind = "fedavg", local_steps = 2 }')
 
 
 @pytest.fixture
@@ -73,7 +39,9 @@ def test_a_site_of_a_local_plan(plan_of):
 
 
 def test_a_site_with_a_stated_size(plan_of):
-    stated = LOCAL.replace("nominal_units = 400", "nominal_units = { a = 100, b = 200, c = 300, d = 400 }")
+    stated = merged(
+        LOCAL, "[privacy.dp]\nsampling = { rate = 0.2, nominal_units = { a = 100, b = 200, c = 300, d = 400 } }"
+    )
     assert planned_step(plan_of(stated))[0].step.divisor == 0.2 * 100
 
 
@@ -89,10 +57,7 @@ def test_no_claim_and_no_steps(plan_of):
 
 
 def test_what_only_the_data_know_must_be_stated(plan_of):
-    text = PLAN.replace(
-        'source = { kind = "phantom", size = [16, 16], repeated = 0.0 }',
-        'source = { kind = "image-folder", path = "images", patient = "(.*)_" }',
-    )
+    text = merged(PLAN, '[data]\nsource = { kind = "image-folder", path = "images", patient = "(.*)_" }')
     plan = plan_of(text)
     with pytest.raises(ConfigError, match="input shape"):
         planned_step(plan)

@@ -22,36 +22,9 @@ from medveil.study.manifest import write_manifest
 from medveil.study.plan import load_plan
 from medveil.study.train import train
 from medveil.training.private import PrivateTrainer
+from tiny_plans import AUDITED, merged, without
 
-PLAN = """
-name = "audited"
-task = "classification"
-[data]
-source = { kind = "phantom", size = [16, 16], repeated = 0.0 }
-[model]
-kind = "cnn"
-channels = [4, 4]
-strides = [2, 1]
-[federation]
-rounds = 10
-weighting = "equal"
-validate_every = 0
-algorithm = { kind = "fedsgd" }
-[references]
-central = false
-local_only = false
-[privacy]
-unit = "patient"
-relation = "add-remove"
-delta = 1e-5
-trusted = "curator"
-held_out = "public"
-[privacy.dp]
-kind = "central"
-sampling = { rate = 0.2, nominal_units = 400 }
-clipping = { kind = "flat", l2_clip_norm = 1.0 }
-noise = { multiplier = 1.5 }
-"""
+PLAN = without(AUDITED, "[training]")
 
 
 @pytest.fixture
@@ -99,15 +72,25 @@ def test_a_shape_that_is_none(plan, shape):
 
 
 # A run: six rounds of a distributed plan on phantoms, audited with little effort.
-RUN = (
-    PLAN.replace("repeated = 0.0 }", 'repeated = 0.0, subjects = 120 }\npartition = { kind = "iid", sites = 3 }')
-    .replace("rounds = 10", "rounds = 6")
-    .replace('"curator"', '"nobody"')
-    .replace("[privacy.dp]", "[privacy.secure_aggregation]\ncolluding = 1\n[privacy.dp]")
-    .replace('kind = "central"', 'kind = "distributed"')
-    .replace("nominal_units = 400", "nominal_units = 80")
-    .replace("[references]", "[evaluation]\nbootstrap = { resamples = 20 }\n[references]")
-    .replace("[model]", '[data.splits]\nkind = "random"\n[model]')
+RUN = merged(
+    PLAN,
+    """
+[data]
+source = { kind = "phantom", size = [16, 16], repeated = 0.0, subjects = 120 }
+partition = { kind = "iid", sites = 3 }
+splits = { kind = "random" }
+[federation]
+rounds = 6
+[evaluation]
+bootstrap = { resamples = 20 }
+[privacy]
+trusted = "nobody"
+[privacy.secure_aggregation]
+colluding = 1
+[privacy.dp]
+kind = "distributed"
+sampling = { rate = 0.2, nominal_units = 80 }
+""",
 )
 LITTLE = Effort(canaries=300, run_steps=100, single_steps=15, sampling_steps=60)
 
@@ -266,7 +249,7 @@ def test_nothing_claimed(copied, tmp_path):
         claim_of(stamped)
     assert "seeded noise" in str(told.value)
     path = tmp_path / "plan.toml"
-    path.write_text(PLAN.replace("multiplier = 1.5", 'multiplier = 1.5, generator = "seeded"'), encoding="utf-8")
+    path.write_text(merged(PLAN, '[privacy.dp]\nnoise = { multiplier = 1.5, generator = "seeded" }'), encoding="utf-8")
     with pytest.raises(AttackError, match="no privacy claim"):
         claim_of(path)
 

@@ -67,6 +67,8 @@ def test_no_bytes_raise_anything_but_an_error_of_medveil(flips):
         gather.receive("a", bytes(data))
     except MedveilError:
         assert gather.gathered == {}
+    else:
+        assert gather.gathered.keys() == {"a"}
 
 
 def test_a_huge_body_is_refused_by_its_header():

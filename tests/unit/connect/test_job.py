@@ -3,14 +3,17 @@
 import json
 import socket
 from pathlib import Path
+from zipfile import BadZipFile
 
 import pytest
 
 pytest.importorskip("nvflare")
 
+from nvflare.fuel.flare_api.api_spec import InternalError, SessionClosed
 from nvflare.lighter.utils import load_private_key_file, sign_folders
 
-from medveil.connect.job import Federation, build_job
+from medveil.connect.job import Federation, _typed, build_job
+from medveil.connect.kit import read_kit
 from medveil.connect.provision import provision
 from medveil.errors import AuthenticityError, ConfigError, FederationError
 from medveil.federation.engine.context import Submitter
@@ -132,3 +135,18 @@ def test_who_returned_before_a_job_began_is_forgotten(tmp_path):
     assert (folder / "site-1").exists()
     clear_returned(tmp_path, began + 1)
     assert not (folder / "site-1").exists()
+
+
+@pytest.mark.parametrize("raised", [InternalError("what"), SessionClosed("what"), BadZipFile("what"), OSError("what")])
+def test_what_the_engines_session_raises_is_told_as_our_error(kits, raised):
+    with (
+        pytest.raises(FederationError, match="did not do as asked") as told,
+        _typed(read_kit(kits["lead@a.org"], "person")),
+    ):
+        raise raised
+    assert told.value.got == f"{type(raised).__name__}: what"
+
+
+def test_a_defect_of_our_own_is_not_taken_for_the_servers(kits):
+    with pytest.raises(AssertionError), _typed(read_kit(kits["lead@a.org"], "person")):
+        raise AssertionError

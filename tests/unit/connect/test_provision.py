@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -126,6 +127,24 @@ def test_an_identity_that_the_hospital_made_itself_is_used_and_no_other_is_made(
     assert json.loads((kits["site-1"] / "medveil" / "roster.json").read_text())["sites"]["site-2"] == public
 
 
+def test_a_site_whose_kit_was_given_away_keeps_its_identity(folder):
+    kits = provision(folder)
+    before = (kits["server"] / "medveil" / "roster.json").read_bytes()
+    shutil.rmtree(kits["site-1"])
+    kits = provision(folder)
+    assert (kits["server"] / "medveil" / "roster.json").read_bytes() == before
+    assert not (kits["site-1"] / "medveil" / "identity.key").exists()
+    assert (kits["site-2"] / "medveil" / "identity.key").exists()
+
+
+def test_a_roster_that_cannot_be_read_is_named(folder):
+    roster = provision(folder)["server"] / "medveil" / "roster.json"
+    for content in ("", "[]", "{}"):
+        roster.write_text(content)
+        with pytest.raises(ConfigError, match="roster of sites cannot be read"):
+            provision(folder)
+
+
 def test_certificates_hold_as_long_as_asked(folder):
     (folder / "federation.toml").write_text(FEDERATION + "\n[validity]\nauthority_days = 40\ncertificate_days = 7\n")
     kits = provision(folder)
@@ -156,7 +175,7 @@ def test_nobody_runs_commands_or_code_of_a_job(folder):
         assert {may[right] for may in rights.values() for right in ("byoc", "shell_commands")} == {"none"}
         resources = json.loads((kits[name] / "local" / "resources.json").read_text())
         assert resources["class_list_enforcement_mode"] == "enforce"
-        assert all(path.startswith("medveil.") for path in resources["class_allow_list"])
+        assert {path.partition(".")[0] for path in resources["class_allow_list"]} == {"medveil"}
         startup = json.loads(next((kits[name] / "startup").glob("fed_*.json")).read_text())
         assert startup["require_signed_jobs"] is True
 

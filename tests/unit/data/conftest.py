@@ -1,6 +1,7 @@
 """Writers of small files, through libraries that are not under test."""
 
 import io
+import sys
 from pathlib import Path
 
 import nibabel
@@ -9,6 +10,9 @@ import pytest
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are imported by path
+pytest.register_assert_rewrite("source_conformance")
 
 
 class Writers:

@@ -2,9 +2,13 @@
 
 import os
 import queue
+import sys
 import threading
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are imported by path
 
 SILENCE = 30
 

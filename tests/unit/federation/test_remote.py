@@ -6,9 +6,10 @@ import pytest
 
 from medveil.errors import InterruptedRunError, ProtocolError
 from medveil.federation.coordinator import Outgoing
-from medveil.federation.messages import Decline, Notice, Settled, encode
+from medveil.federation.messages import Decline, Notice, Settled, decode, encode
+from medveil.federation.patience import Patience
 from medveil.federation.postman import Arrival
-from medveil.federation.remote import Patience, Remote
+from medveil.federation.remote import Remote
 
 TOLD = encode(Settled(steps=None, ledger=None, protocol_seconds=0.0))
 
@@ -16,7 +17,7 @@ TOLD = encode(Settled(steps=None, ledger=None, protocol_seconds=0.0))
 class Post:
     def __init__(self, *arrivals):
         self.arrivals = deque(Arrival(site, data) for site, data in arrivals)
-        self.silent = {}
+        self.silent, self.long = {}, {}
         self.sent = []
         self.polls = 0
 
@@ -30,6 +31,9 @@ class Post:
 
     def silent_s(self, site):
         return self.silent.get(site, 0.0)
+
+    def too_long(self, site):
+        return self.long.get(site)
 
     def bytes_carried(self, site):
         return {"a": (3, 5), "b": (7, 11)}[site]
@@ -129,6 +133,30 @@ def test_a_site_that_lives_but_never_answers_is_lost():
     lines, _ = remote(post, patience=Patience(answer_s=0.0))
     lines.lead(machine)
     assert "did not answer" in machine.lost["a"]
+
+
+def test_a_site_whose_message_is_too_long_is_lost_at_once_and_told_why():
+    post, machine = Post(("b", TOLD)), Machine("a", "b")
+    post.long["a"] = 300 << 20
+    lines, _ = remote(post)
+    lines.lead(machine)
+    assert "300 MiB" in machine.lost["a"]
+    assert "max_message_mb" in machine.lost["a"]
+    assert lines.left == {"a": True}
+    ((_, data),) = [one for one in post.sent if one[0] == "a"]
+    assert "max_message_mb" in decode(data)[0].reason
+
+
+def test_a_site_that_is_dismissed_is_told_why_and_gone_for_good():
+    post = Post()
+    lines, seen = remote(post)
+    lines.dismiss("a", "x" * 900)
+    assert lines.left == {"a": True}
+    assert [(one.what, one.site) for one in seen] == [("lost", "a")]
+    ((to, data),) = post.sent
+    assert (to, decode(data)[0].reason) == ("a", "x" * 500)
+    lines.tell(b"later", ["a"])
+    assert len(post.sent) == 1
 
 
 def test_a_run_that_is_ended_from_outside_stops():

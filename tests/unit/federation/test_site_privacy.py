@@ -10,7 +10,7 @@ from medveil.errors import GuaranteeError, PipelineError
 from medveil.federation.site_privacy import site_privacy_stages
 from medveil.federation.stages import NormBound, NormBoundStage, Pipeline, StageContext, build_pipeline
 from medveil.federation.update import Update
-from medveil.rng import SecureRandom
+from medveil.rng import SecureRandom, Seeds
 
 HERE = StageContext(1, "north", ("north", "south"))
 
@@ -72,3 +72,21 @@ def test_other_mechanisms_have_no_such_stages():
     other = bind(CentralDpSgd.model_validate(table), trusted="curator", **claim)
     with pytest.raises(GuaranteeError):
         site_privacy_stages(other, SecureRandom())
+
+
+def test_a_seeded_server_draws_the_same_noise_for_a_round_that_is_repeated():
+    """For debugging: a run that is interrupted is the run that is not; a secure source never repeats."""
+    total = Update(np.zeros(8), 4.0)
+
+    def noise(pipeline, number):
+        return pipeline.at_server(total, StageContext(round=number, site=None, sites=("a", "b"))).vector
+
+    def seeded():
+        return Pipeline(site_privacy_stages(plan(), SecureRandom.seeded(Seeds(1))))
+
+    whole, again = seeded(), seeded()
+    first, second = noise(whole, 1), noise(whole, 2)
+    assert np.array_equal(noise(again, 2), second)
+    assert not np.array_equal(first, second)
+    secure = Pipeline(site_privacy_stages(plan(), SecureRandom()))
+    assert not np.array_equal(noise(secure, 1), noise(secure, 1))

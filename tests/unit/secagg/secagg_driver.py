@@ -171,3 +171,27 @@ class Driver:
     def tell(self, name, message):
         """A message that a lying server made up; gives the site's answers."""
         return [decode(data) for data in self.sites[name].receive(encode(message))]
+
+
+def advertised(n=3):
+    """A session in which everyone has advertised: driver, roster as the server would send it."""
+    driver = Driver(parameters(n))
+    outgoing = []
+    for name, site in driver.sites.items():
+        outgoing += driver.server.receive(name, site.advertise())
+    return driver, decoded(outgoing)["site-001"]
+
+
+def begun(n=3, **options):
+    """A session whose first step would begin: driver, Begin for each site."""
+    driver = Driver(parameters(n, **options)).set_up()
+    return driver, decoded(driver.server.begin())
+
+
+def uploaded(n=4, missing=("site-004",), **options):
+    """All but ``missing`` have uploaded: driver, vectors, the Survivors that the server would send."""
+    driver = Driver(parameters(n, **options)).set_up()
+    values = vectors(n)
+    driver.begin_and_hold({name: values[name] for name in names(n) if name not in missing})
+    held = driver.server.advance() if missing else None
+    return driver, values, decoded(held)["site-001"] if held else None

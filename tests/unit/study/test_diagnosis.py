@@ -22,35 +22,20 @@ from medveil.study.diagnosis import decode, encode, read_description, read_image
 from medveil.study.diagnosis_answer import answer, check_told, leakage, shown
 from medveil.study.plan import load_plan
 from medveil.study.train import train
+from tiny_plans import FINISHED, merged
 
-PLAN = """
+PLAN = merged(
+    FINISHED,
+    """
 name = "served"
-task = "{task}"
-seed = 1
-[data]
-partition = {{ kind = "iid", sites = 2 }}
-splits = {{ kind = "random", test = 0.3, validation = 0.2 }}
 [data.source]
-kind = "phantom"
-task = "{task}"
 subjects = 40
-size = [16, 16]
-[model]
-{model}
 [federation]
 rounds = 1
-algorithm = {{ kind = "fedavg", local_steps = 2 }}
 [training]
-batch_size = 8
-optimiser = {{ kind = "sgd", lr = 0.1 }}
-[evaluation]
-bootstrap = {{ resamples = 5 }}
-[references]
-central = false
-local_only = false
-[performance]
-workers = 1
-"""
+optimiser = { kind = "sgd", lr = 0.1 }
+""",
+)
 MODELS = {
     "cnn": ("classification", 'kind = "cnn"\nchannels = [4, 8]\nstrides = [2, 2]'),
     "scattering": ("classification", 'kind = "scattering"\norder = 1\npositions = [3, 3]'),
@@ -68,7 +53,8 @@ def run_of(tmp_path_factory):
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
             task, model = MODELS[name]
-            (folder / "plan.toml").write_text(PLAN.format(task=task, model=model), encoding="utf-8")
+            changes = f'task = "{task}"\n[data.source]\ntask = "{task}"\n[model]\n{model}'
+            (folder / "plan.toml").write_text(merged(PLAN, changes), encoding="utf-8")
             train(load_plan(folder / "plan.toml"), folder / "run")
             made[name] = folder / "run"
         return made[name]

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny_plans
 from medveil.errors import ConfigError, GuaranteeError, ResumeError
 from medveil.federation.secure.settings import SecureAggregation
 from medveil.federation.site import LocalResult
@@ -25,10 +26,12 @@ from medveil.study.robustness_attack import Attack, Hostility, Tampered, hostile
 from medveil.study.robustness_plan import Defence, defended, hides_among
 from medveil.study.robustness_runs import RobustnessRun
 from medveil.study.robustness_table import Robustness, csv_table, markdown, rows_of, to_json
+from tiny_plans import merged, without
 
-PLAN = """
+PLAN = merged(
+    without(tiny_plans.CLASSIFICATION, "[data.source]", "[model]"),
+    """
 name = "phantom-hostile"
-task = "classification"
 seed = 1
 [data]
 partition = { kind = "iid", sites = 10 }
@@ -54,19 +57,17 @@ view_pool = 1
 optimiser = { kind = "sgd", lr = 0.3, momentum = 0.9 }
 [performance]
 workers = 1
-"""
-PRIVATE = (
-    PLAN.replace('kind = "fedavg", local_steps = 5', 'kind = "fedsgd"')
-    + """
-[references]
-central = false
-local_only = false
+""",
+)
+PRIVATE = merged(
+    PLAN,
+    tiny_plans.ALONE,
+    tiny_plans.CLAIM,
+    """
+[federation]
+algorithm = { kind = "fedsgd" }
 [privacy]
-unit = "patient"
-relation = "add-remove"
-delta = 1e-3
 trusted = "nobody"
-held_out = "public"
 [privacy.secure_aggregation]
 colluding = 1
 [privacy.dp]
@@ -74,7 +75,7 @@ kind = "distributed"
 sampling = { rate = 0.5, nominal_units = 180 }
 clipping = { kind = "flat", l2_clip_norm = 1.0 }
 noise = { multiplier = 0.5, generator = "seeded" }
-"""
+""",
 )
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from medveil.encrypted.stores.manifest import sync_folder
+from medveil.disk import sync_folder
 from medveil.errors import LedgerError
 
 _LABEL: Final = "medveil-used-1"

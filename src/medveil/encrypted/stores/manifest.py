@@ -113,12 +113,3 @@ class Manifest(Config):
 def item_path(folder: Path, number: int) -> Path:
     """Where correlation ``number`` lies."""
     return folder / f"{number:08d}.correlation"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,9 +9,10 @@ from typing import Final, Self
 
 import numpy as np
 
+from medveil.disk import sync_folder
 from medveil.encrypted.protocol.ring import SEED_BYTES
 from medveil.encrypted.stores.journal import Held, Journal
-from medveil.encrypted.stores.manifest import Item, Manifest, Side, item_path, sync_folder
+from medveil.encrypted.stores.manifest import Item, Manifest, Side, item_path
 from medveil.errors import ChecksumError, LedgerError, MissingDataError, ProtocolError
 
 _CHUNK: Final = 1 << 20
@@ -43,7 +44,7 @@ class Correlation:
         self.size = self.left = size
         try:
             self.seed = bytes(self._fill(SEED_BYTES))
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nobody else closes it
             self.close()
             raise
 
@@ -184,7 +185,7 @@ class Store:
             try:
                 held.add(number)
                 self._delete(number)
-            except BaseException:
+            except BaseException:  # as above
                 os.close(handle)
                 raise
         return Correlation(number, handle, self.manifest.items[number].size - SEED_BYTES)
@@ -254,7 +255,7 @@ class Store:
         try:
             self._compare(number, handle, item)
             os.lseek(handle, 0, os.SEEK_SET)
-        except BaseException:
+        except BaseException:  # as above
             os.close(handle)
             raise
         return handle

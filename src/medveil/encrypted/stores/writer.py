@@ -12,8 +12,9 @@ from typing import IO, Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from medveil.disk import sync_folder
 from medveil.encrypted.protocol.ring import SEED_BYTES
-from medveil.encrypted.stores.manifest import Item, Manifest, Side, item_path, sync_folder
+from medveil.encrypted.stores.manifest import Item, Manifest, Side, item_path
 from medveil.errors import ConfigError
 
 _BUFFER: Final = 1 << 20
@@ -113,7 +114,7 @@ class StoreWriter:
                 yield part
                 file.flush()
                 os.fsync(handle)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: half a correlation is none
             path.unlink()
             raise
         self._items.append(part.item())
@@ -132,7 +133,7 @@ class StoreWriter:
             sync_folder(self._partial)
             self._check_new()
             self._partial.rename(self._folder)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: half a store is none
             self.discard()
             raise
         self._finished = True

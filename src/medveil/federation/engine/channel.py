@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.comm_error import CommError
 from nvflare.fuel.f3.message import Message
 
 SERVER = "server"
@@ -61,10 +62,7 @@ class CellChannel:
         handler, payload = self._handler, message.payload
         if peer is None or handler is None or not isinstance(payload, bytes | bytearray | memoryview):
             return
-        try:
-            handler(peer, bytes(payload))
-        except Exception:  # noqa: BLE001 - the engine would answer the sender; what went wrong stays here
-            _log.exception("a frame from %s could not be handled", peer)
+        handler(peer, bytes(payload))  # the engine logs what it raises, and tells nobody what that was
 
 
 class _Outbox:
@@ -105,5 +103,5 @@ class _Outbox:
                 self._cell.core_cell.fire_and_forget(
                     CHANNEL, TOPIC, self._target, Message(payload=frame), optional=True
                 )
-            except Exception:  # noqa: BLE001 - a channel loses what it cannot send
+            except (RuntimeError, CommError):  # the cell has stopped; what else goes wrong it logs itself
                 _log.debug("a frame to %s was lost", self._target, exc_info=True)

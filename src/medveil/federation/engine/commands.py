@@ -13,6 +13,8 @@ from nvflare.fuel.hci.proto import InternalCommands, MetaStatusValue, make_meta
 from nvflare.fuel.hci.server.authz import AuthzFilter
 from nvflare.fuel.hci.server.constants import ConnProps
 
+from medveil.federation.engine.patched import mark, marked
+
 OFFERED = frozenset(
     {
         InternalCommands.CERT_LOGIN,
@@ -54,7 +56,7 @@ def install_commands() -> None:
     """Refuse all other commands, before their rights are looked at, and large files. Doing it twice does no harm."""
     _limit_uploads()
     before = AuthzFilter.pre_command
-    if getattr(before, "guarded", False):
+    if marked(before):
         return
 
     def pre_command(self: Any, conn: Connection, args: list[str]) -> bool:
@@ -67,14 +69,14 @@ def install_commands() -> None:
             return False
         return bool(before(self, conn, args))
 
-    pre_command.guarded = True  # type: ignore[attr-defined]
+    mark(pre_command)
     AuthzFilter.pre_command = pre_command
 
 
 def _limit_uploads() -> None:
     consumer = file_streamer._ChunkConsumer  # noqa: SLF001 - the engine has no limit of its own
     taken = consumer.consume
-    if getattr(taken, "guarded", False):
+    if marked(taken):
         return
 
     def consume(self: Any, shareable: Shareable, *contexts: FLContext) -> tuple[bool, Shareable]:
@@ -86,5 +88,5 @@ def _limit_uploads() -> None:
         answer: tuple[bool, Shareable] = taken(self, shareable, *contexts)
         return answer
 
-    consume.guarded = True  # type: ignore[attr-defined]
+    mark(consume)
     consumer.consume = consume

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack  # type: ignore[import-untyped] # it has no stubs
 from nvflare.fuel.f3.comm_error import CommError
 from nvflare.fuel.f3.connection import Connection
 from nvflare.fuel.f3.drivers.connector_info import ConnectorInfo, Mode
@@ -59,7 +59,7 @@ class Endpoints:
 _ENDPOINTS = Endpoints()
 
 
-class TlsConnection(Connection):  # type: ignore[misc]
+class TlsConnection(Connection):  # type: ignore[misc] # the engine has no types
     """Frames over one TLS socket."""
 
     def __init__(self, tls: TlsSocket, connector: ConnectorInfo) -> None:

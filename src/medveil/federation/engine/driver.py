@@ -31,7 +31,7 @@ TELL_EVERY_S = 15.0
 _log = logging.getLogger("medveil.network")
 
 
-class TlsDriver(BaseDriver):  # type: ignore[misc]
+class TlsDriver(BaseDriver):  # type: ignore[misc] # the engine has no types
     """Connects and listens for the scheme ``medveil``: always mutual TLS 1.3, whatever else a configuration asks."""
 
     def __init__(self) -> None:

@@ -24,6 +24,8 @@ from nvflare.fuel.utils.admin_name_utils import is_valid_admin_client_name
 from nvflare.private.defs import CellChannel
 
 from medveil.federation.engine.channel import CHANNEL, SERVER, TOPIC
+from medveil.federation.engine.patched import mark, marked
+from medveil.federation.engine.streams import Streams
 
 Role = Literal["server", "server job", "site", "site job", "person"]
 JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
@@ -227,20 +229,24 @@ class _Teller:
 
 
 _TELLER = _Teller()
+_STREAMS = Streams()
 
 
 def install_guard() -> None:
     """Put the rules in front of everything that the processes of the engine receive. Doing it twice does no harm."""
     received = CoreCell.process_message
-    if getattr(received, "guarded", False):
+    if marked(received):
         return
 
     def process_message(self: Any, endpoint: Any, connection: Any, app_id: int, message: Any) -> None:
-        why = refusal(self.my_info.fqcn, endpoint.name, message.headers)
+        me = self.my_info.fqcn
+        why = refusal(me, endpoint.name, message.headers)
+        if why is None and message.headers.get(MessageHeaderKey.DESTINATION) == me:
+            why = _STREAMS.refusal(message.headers, message.payload)
         if why is not None:
             _TELLER.tell(endpoint.name, message.headers, why)
             return
         received(self, endpoint, connection, app_id, message)
 
-    process_message.guarded = True  # type: ignore[attr-defined]
+    mark(process_message)
     CoreCell.process_message = process_message

@@ -13,7 +13,7 @@ from nvflare.app_common.job_launcher.server_process_launcher import ServerProces
 _log = logging.getLogger("medveil.jobs")
 
 
-class SiteLauncher(ClientProcessJobLauncher):  # type: ignore[misc]
+class SiteLauncher(ClientProcessJobLauncher):  # type: ignore[misc] # the engine has no types
     """Job processes at a site."""
 
     def get_command(self, job_meta: dict[str, object], fl_ctx: FLContext) -> str:
@@ -28,7 +28,7 @@ class SiteLauncher(ClientProcessJobLauncher):  # type: ignore[misc]
         return _Quiet(super().launch_job(job_meta, fl_ctx), folder / FLMetaKey.PROCESS_RC_FILE)
 
 
-class ServerLauncher(ServerProcessJobLauncher):  # type: ignore[misc]
+class ServerLauncher(ServerProcessJobLauncher):  # type: ignore[misc] # the engine has no types
     """Job processes at the server."""
 
     def get_command(self, job_meta: dict[str, object], fl_ctx: FLContext) -> str:
@@ -45,7 +45,7 @@ def _use_module(fl_ctx: FLContext, module: str) -> None:
     arguments[JobProcessArgs.EXE_MODULE] = ("-m", module)
 
 
-class _Quiet(JobHandleSpec):  # type: ignore[misc]
+class _Quiet(JobHandleSpec):  # type: ignore[misc] # the engine has no types
     """A job process whose crash is logged here and not reported: the server would abort the job for all sites."""
 
     def __init__(self, handle: JobHandleSpec, code_file: Path) -> None:

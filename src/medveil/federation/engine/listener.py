@@ -58,7 +58,7 @@ class Listener:
         self._serve = serve
         self._files = own_files(params)
         self._crl = _revocation_list(params)
-        self._crl_time = 0
+        self._crl_time = self._failed = 0
         self._revoked: frozenset[int] = frozenset()
         self._context = self._load()
         self._open: set[TlsSocket] = set()
@@ -157,10 +157,12 @@ class Listener:
                 self._open.discard(tls)
 
     def _load(self) -> ssl.SSLContext:
-        if self._crl is not None:
-            self._crl_time = _changed(self._crl)
-            self._revoked = revoked_serials(self._crl)
-        return server_context(*self._files, self._crl)
+        if self._crl is None:
+            return server_context(*self._files, None)
+        changed, revoked = _changed(self._crl), revoked_serials(self._crl)
+        context = server_context(*self._files, self._crl)
+        self._crl_time, self._revoked = changed, revoked
+        return context
 
     def _watch(self) -> None:
         """Look for a new list of revoked certificates, whatever goes on at the port."""
@@ -173,7 +175,9 @@ class Listener:
         try:
             self._context = self._load()
         except ConfigError as error:
-            _log.error("the list of revoked certificates cannot be read; the former one stays in force: %s", error)
+            if _changed(self._crl) != self._failed:  # tried again every time, told once
+                self._failed = _changed(self._crl)
+                _log.error("the list of revoked certificates cannot be read; the former one stays in force: %s", error)
             return
         with self._lock:
             cut = [tls for tls in self._open if tls.serial in self._revoked]

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import struct
 import zipfile
 from typing import Any
 
@@ -18,6 +19,7 @@ from nvflare.private.scheduler_constants import ShareableHeader
 
 from medveil.federation.engine.channel import SERVER
 from medveil.federation.engine.guard import JOB_ID
+from medveil.federation.engine.patched import mark, marked
 
 OF_A_JOB = frozenset(
     {
@@ -71,7 +73,7 @@ def _modest(packed: object) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as files:
             entries = files.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError):
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError):
         return False
     return len(entries) <= MOST_FILES and sum(entry.file_size for entry in entries) <= MOST_UNPACKED
 
@@ -102,7 +104,7 @@ def install_orders() -> None:
         one for one in ClientRequestProcessors.request_processors if kept.issuperset(one.get_topics())
     ]
     dispatch = FedAdminAgent._dispatch_request  # noqa: SLF001 - the engine has no other door
-    if getattr(dispatch, "guarded", False):
+    if marked(dispatch):
         return
 
     def dispatch_request(self: Any, request: CellMessage) -> CellMessage:
@@ -116,5 +118,5 @@ def install_orders() -> None:
             _log.exception("an order of the server could not be carried out")
             return new_cell_message({}, error_reply(FAILED))
 
-    dispatch_request.guarded = True  # type: ignore[attr-defined]
-    FedAdminAgent._dispatch_request = dispatch_request  # noqa: SLF001
+    mark(dispatch_request)
+    FedAdminAgent._dispatch_request = dispatch_request  # noqa: SLF001 - as above

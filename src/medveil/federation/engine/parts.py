@@ -4,6 +4,7 @@ import threading
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
@@ -24,7 +25,7 @@ FINISH_S = 8.0
 """How long a site's program may take to end after the job did; the engine kills the process after ten seconds."""
 
 
-class EngineController(Controller):  # type: ignore[misc]
+class EngineController(Controller):  # type: ignore[misc] # the engine has no types
     """Runs the coordinator's program as the whole of a job; that sites die is the program's affair."""
 
     @abstractmethod
@@ -55,7 +56,7 @@ class EngineController(Controller):  # type: ignore[misc]
         except MedveilError as error:
             self.log_error(fl_ctx, f"the coordinator stopped: {error}", fire_event=False)
             ending = "failed"
-        except Exception:  # noqa: BLE001 - a defect must end this job, and stay in this machine's log
+        except Exception:  # noqa: BLE001 - the engine would hand a defect's text to all who hear its log events
             self.log_exception(fl_ctx, "the coordinator stopped by a defect", fire_event=False)
             ending = "failed"
         if abort_signal.triggered and ending != "done":
@@ -73,7 +74,7 @@ class EngineController(Controller):  # type: ignore[misc]
         """There are no tasks."""
 
 
-class _Patient(WFCommServer):  # type: ignore[misc]
+class _Patient(WFCommServer):  # type: ignore[misc] # the engine has no types
     """A communicator that hands out no tasks and counts nobody as dead."""
 
     def __init__(self) -> None:
@@ -86,7 +87,7 @@ class _Patient(WFCommServer):  # type: ignore[misc]
             self.log_warning(fl_ctx, f"the engine reports that {client_name} no longer runs this job", fire_event=False)
 
 
-class EngineExecutor(Executor):  # type: ignore[misc]
+class EngineExecutor(Executor):  # type: ignore[misc] # the engine has no types
     """Runs a site's program beside the engine's own loop, from the start of a job to its end."""
 
     def __init__(self) -> None:
@@ -97,6 +98,16 @@ class EngineExecutor(Executor):  # type: ignore[misc]
     @abstractmethod
     def program(self, job: JobContext) -> None:
         """The site's program. To return soon after ``job.abort`` is set."""
+
+    @abstractmethod
+    def refused(self, home: Path, job_id: str, error: Exception) -> None:
+        """Keep account of a job that is not what its submitter signed; nothing of it was run.
+
+        Args:
+            home: the site's own folder, the root of its kit.
+            job_id: the engine's name of the job.
+            error: why.
+        """
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Start and stop with the job."""
@@ -109,16 +120,26 @@ class EngineExecutor(Executor):  # type: ignore[misc]
             if self._thread is not None:
                 self._thread.join(FINISH_S)
 
-    def _run(self, engine: object) -> None:
-        with engine.new_context() as fl_ctx:  # type: ignore[attr-defined]
+    def _run(self, engine: Any) -> None:
+        with engine.new_context() as fl_ctx:
             home = Path(fl_ctx.get_workspace().get_root_dir())
             try:
-                with _Job(fl_ctx, home, fl_ctx.get_identity_name(), (), (SERVER,), self._ended) as job:
+                with self._checked(fl_ctx, home) as job:
                     self.program(job)
             except MedveilError as error:
                 self.log_error(fl_ctx, f"the site stopped: {error}", fire_event=False)
-            except Exception:  # noqa: BLE001 - stays in this site's log
+            except Exception:  # noqa: BLE001 - the top of a thread: a defect would go to no log
                 self.log_exception(fl_ctx, "the site stopped by a defect", fire_event=False)
+
+    def _checked(self, fl_ctx: FLContext, home: Path) -> "_Job":
+        try:
+            return _Job(fl_ctx, home, fl_ctx.get_identity_name(), (), (SERVER,), self._ended)
+        except Exception as error:  # whatever a changed job makes of its check: it goes to the site's account, and on
+            try:
+                self.refused(home, fl_ctx.get_job_id(), error)
+            except MedveilError as unwritten:
+                self.log_error(fl_ctx, f"that a job was refused could not be noted: {unwritten}", fire_event=False)
+            raise
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """There are no tasks: one that comes is refused."""

@@ -4,6 +4,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
@@ -41,7 +42,7 @@ NEVER_BEGUN = {
 """States of a job that is over and whose program did not begin: its process was killed, or could not start."""
 
 
-class Resumer(FLComponent):  # type: ignore[misc]
+class Resumer(FLComponent):  # type: ignore[misc] # the engine has no types
     """A part of the server's parent process.
 
     A job whose file says ``running`` though nothing runs it, or ``again``, is continued by a copy with the same
@@ -52,7 +53,7 @@ class Resumer(FLComponent):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.Lock()
-        self._engine: object | None = None
+        self._engine: Any = None
         self._home = Path()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -84,7 +85,7 @@ class Resumer(FLComponent):  # type: ignore[misc]
             self._continue(job_id)
 
     def _continue(self, job_id: str) -> None:
-        with self._lock, self._engine.new_context() as fl_ctx:  # type: ignore[union-attr]
+        with self._lock, self._engine.new_context() as fl_ctx:
             status = read_status(self._home, job_id)
             manager = fl_ctx.get_engine().get_component(SystemComponents.JOB_MANAGER)
             job = manager.get_job(job_id, fl_ctx)
@@ -101,7 +102,7 @@ class Resumer(FLComponent):  # type: ignore[misc]
                 else:
                     write_status(self._home, job_id, replace(status, status="failed"))
 
-    def _clone(self, manager: object, job: Job, status: JobStatus, fl_ctx: FLContext) -> None:
+    def _clone(self, manager: Any, job: Job, status: JobStatus, fl_ctx: FLContext) -> None:
         kept = {*CLONED_META_KEYS, *(key.value for key in SUBMITTER_KEYS)}
         meta = {str(key): value for key, value in job.meta.items() if str(key) in kept}
         meta[JobMetaKey.CLONED_FROM.value] = job.job_id
@@ -109,8 +110,8 @@ class Resumer(FLComponent):  # type: ignore[misc]
         needed = [site for site in job.meta.get(JobMetaKey.MANDATORY_CLIENTS.value) or [] if site not in spared]
         meta |= {JobMetaKey.MANDATORY_CLIENTS.value: needed, JobMetaKey.MIN_CLIENTS.value: max(1, len(needed))}
         if job.meta.get(JobMetaKey.STATUS.value) in {RunStatus.RUNNING.value, RunStatus.DISPATCHED.value}:
-            manager.set_status(job.job_id, RunStatus.ABANDONED, fl_ctx)  # type: ignore[attr-defined]
-        meta = manager.clone(from_jid=job.job_id, meta=meta, fl_ctx=fl_ctx)  # type: ignore[attr-defined]
+            manager.set_status(job.job_id, RunStatus.ABANDONED, fl_ctx)
+        meta = manager.clone(from_jid=job.job_id, meta=meta, fl_ctx=fl_ctx)
         fresh = str(meta[JobMetaKey.JOB_ID.value])
         write_status(self._home, fresh, JobStatus("waiting", status.of, status.attempt + 1, unstarted=status.unstarted))
         write_status(self._home, job.job_id, replace(status, next=fresh))
@@ -131,7 +132,7 @@ class Resumer(FLComponent):  # type: ignore[misc]
     def _process_ended(self, message: Message) -> None:
         """A site reports the end of a job's process: if the job goes on, the site could take part again."""
         payload = message.payload
-        if isinstance(payload, dict) and payload.get(JobFailureMsgKey.JOB_ID) in self._engine.run_processes:  # type: ignore[union-attr]
+        if isinstance(payload, dict) and payload.get(JobFailureMsgKey.JOB_ID) in self._engine.run_processes:
             self._returned(str(message.get_header(MessageHeaderKey.ORIGIN)))
 
     def _returned(self, name: str) -> None:

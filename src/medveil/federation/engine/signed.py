@@ -114,7 +114,10 @@ def signer(app: Path, authority: Path) -> Submitter:
         AuthenticityError: a file is unsigned or was changed, more than one signed, or the signer's certificate was
             revoked, or whether it was revoked cannot be told.
     """
-    verified, signers = verify_folder_signature_and_get_signers(str(app), str(authority))
+    try:
+        verified, signers = verify_folder_signature_and_get_signers(str(app), str(authority))
+    except Exception:  # noqa: BLE001 - the engine reads here what anybody may have written: what it cannot is unsigned
+        verified, signers = False, []
     if not verified or len(signers) != 1:
         raise AuthenticityError(
             "The files of this job are not as its submitter signed them",
@@ -125,13 +128,25 @@ def signer(app: Path, authority: Path) -> Submitter:
     name, org, role = signers[0]
     revoked = revocations(authority.with_name(CRL_FILE), authority)
     for path in app.rglob(NVFLARE_SUBMITTER_CRT_FILE):
-        if any(one.serial_number in revoked for one in x509.load_pem_x509_certificates(path.read_bytes())):
+        if revoked.intersection(_serials(path)):
             raise AuthenticityError(
                 "The certificate of this job's submitter was revoked",
                 got=str(name),
                 remedy="abort the job; somebody who may submit has to submit it anew",
             )
     return Submitter(name or "", org or "", role or "")
+
+
+def _serials(path: Path) -> set[int]:
+    """Of the certificates in a job's folder.
+
+    Raises:
+        AuthenticityError: they cannot be read.
+    """
+    try:
+        return {one.serial_number for one in x509.load_pem_x509_certificates(path.read_bytes())}
+    except (OSError, ValueError):
+        raise AuthenticityError("A certificate in the job cannot be read", remedy=_REMEDY) from None
 
 
 def revocations(path: Path, authority: Path) -> frozenset[int]:
@@ -149,7 +164,7 @@ def revocations(path: Path, authority: Path) -> frozenset[int]:
         root = x509.load_pem_x509_certificate(authority.read_bytes())
         crl = x509.load_pem_x509_crl(path.read_bytes())
         now = dt.datetime.now(dt.UTC)
-        if crl.issuer != root.subject or not crl.is_signature_valid(root.public_key()):  # type: ignore[arg-type]
+        if crl.issuer != root.subject or not crl.is_signature_valid(root.public_key()):  # type: ignore[arg-type] # not every kind signs
             got = "a list that the federation's authority did not sign"
         elif crl.next_update_utc is None or crl.next_update_utc < now:
             got = "a list that is out of date"

@@ -1,11 +1,12 @@
 """What became of each job, in small files at the server: ``HOME/medveil/jobs/<job id>.json``."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from medveil.disk import replace_file
 
 State = Literal["waiting", "running", "done", "failed", "again", "aborted"]
 RETURNED = "returned"
@@ -51,21 +52,14 @@ def write_status(home: Path, job_id: str, status: JobStatus) -> None:
     """Replace the status of a job in one step."""
     path = status_file(home, job_id)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    with fresh.open("w", encoding="utf-8") as file:
-        json.dump(vars(status), file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    replace_file(path, json.dumps(vars(status)).encode())
 
 
 def note_spared(home: Path, first_job: str, sites: Sequence[str]) -> None:
     """Note which sites a run can go on without, so that a further job does not wait for them."""
     path = _spared_file(home, first_job)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(sorted(sites)), "utf-8")
-    fresh.replace(path)
+    replace_file(path, json.dumps(sorted(sites)).encode())
 
 
 def spared_sites(home: Path, first_job: str) -> frozenset[str]:

@@ -7,11 +7,11 @@ vector with one site's noise.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from medveil.disk import replace_file, sync_folder
 from medveil.errors import AuthenticityError, ProtocolError
 from medveil.federation.snapshot import Snapshot, load_snapshot, save_snapshot
 from medveil.secagg.ring import RingVector
@@ -52,7 +52,7 @@ class Outbox:
             return cast("RingVector", kept.tensors["vector"])
         made = compute()
         save_snapshot(Snapshot(round_number, {"vector": made}, {"start": start}), self._vector)
-        _sync(self._vector.parent)
+        sync_folder(self._vector.parent)
         return made
 
     def has(self, round_number: int, start: str) -> bool:
@@ -157,13 +157,8 @@ class _Members:
         return cast("dict[str, Any]", json.loads(self._path.read_text(encoding="utf-8")))
 
     def _write(self, noted: dict[str, Any]) -> None:
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as written:
-            json.dump(noted, written)
-            written.flush()
-            os.fsync(written.fileno())
-        temporary.replace(self._path)
-        _sync(self._path.parent)
+        replace_file(self._path, json.dumps(noted).encode())
+        sync_folder(self._path.parent)
 
 
 def _past(asked: int, latest: int) -> AuthenticityError:
@@ -180,13 +175,4 @@ def _make(folder: Path) -> None:
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in new:
-        _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Make renames in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(path.parent)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from medveil.errors import ProtocolError
 from medveil.federation.secure.blocks import Blocks
+from medveil.federation.secure.decided import Decided, check_there
 from medveil.federation.secure.origin import Purpose, sum_context
 from medveil.federation.secure.packing import Packing, ScorePacking, Unpacked
 from medveil.federation.secure.settings import SecureAggregation
@@ -61,18 +62,27 @@ class SecureServer:
         groups: every site is in exactly one.
         scores: packing of validation scores, for the largest group.
         settings: how groups are combined.
+        decided: where it is written down over whom a sum is opened, before the sites are told.
 
     Raises:
         ProtocolError: a frame from a site that is in no group.
     """
 
-    def __init__(self, groups: Sequence[Group], scores: ScorePacking, settings: SecureAggregation) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        scores: ScorePacking,
+        settings: SecureAggregation,
+        decided: Decided | None = None,
+    ) -> None:
         self._groups = tuple(groups)
         self._sessions = [ServerSession(group.parameters) for group in groups]
         self._of = {name: at for at, group in enumerate(groups) for name in group.parameters.names}
         self._scores, self._settings = scores, settings
+        self._decided = Decided() if decided is None else decided
         self._opened: list[Opened | None] = [None] * len(groups)
         self._step = 0
+        self._of_step: tuple[Purpose, int] = ("round", 0)
         self.counts = Counts()
 
     @property
@@ -117,7 +127,19 @@ class SecureServer:
 
     def can_spare(self, site: str) -> bool:
         """Whether its group could open sums without ``site``."""
-        return self._sessions[self._group(site)].can_spare(site)
+        promised = self._decided.of(*self._of_step).get(site, False)
+        session = self._sessions[self._group(site)]
+        return session.can_spare(site) and not (promised and session.phase == "collecting")
+
+    def left_out(self, purpose: Purpose, round_number: int, alive: Collection[str]) -> list[str]:
+        """Sites that are there and must not be in a sum, since it was to be opened without them before.
+
+        Raises:
+            TooFewSitesError: a site that must be in it is not there.
+        """
+        decided = self._decided.of(purpose, round_number)
+        check_there(decided, alive)
+        return [site for site in alive if not decided.get(site, True)]
 
     def begin(self, purpose: Purpose, round_number: int, start: str) -> dict[str, list[bytes]]:
         """Frames that begin a step, by site.
@@ -133,6 +155,7 @@ class SecureServer:
         """
         self._opened = [None] * len(self._sessions)
         self._step += 1
+        self._of_step = (purpose, round_number)
         context = sum_context(purpose, round_number, start)
         forms = [self._form(group, purpose, round_number) for group in self._groups]
         pairs = list(zip(self._sessions, forms, strict=True))
@@ -203,6 +226,10 @@ class SecureServer:
     def _go_on(self, act: Callable[[], list[SealedFor]]) -> list[SealedFor]:
         begun = time.perf_counter()
         outgoing = act()
+        for session in self._sessions:
+            if session.included is not None:
+                names = session.parameters.names
+                self._decided.note(*self._of_step, {name: name in session.included for name in names})
         for at, session in enumerate(self._sessions):
             opened = session.opened
             if self._opened[at] is None and session.phase == "ready" and opened and opened.step == self._step:

@@ -76,7 +76,7 @@ class SecureSite:
         Raises:
             ProtocolError: the server has not begun a step.
         """
-        self._check_begun()
+        self.check_begun()
 
         def pack() -> RingVector:
             return self._blocks.cut(self._packing.pack(compute()), round_number)
@@ -90,7 +90,7 @@ class SecureSite:
         Raises:
             ProtocolError: no step was begun, or the plan does not validate these weights.
         """
-        self._check_begun()
+        self.check_begun()
         if not self._due(round_number):
             raise ProtocolError(
                 "The coordinator asks for scores that the plan does not ask for",
@@ -101,7 +101,12 @@ class SecureSite:
         accept = partial(self._outbox.accept_scores, round_number, start)
         return self._masked(vector, sum_context("scores", round_number, start), accept)
 
-    def _check_begun(self) -> None:
+    def check_begun(self) -> None:
+        """Refuse to contribute where the server has begun no sum.
+
+        Raises:
+            ProtocolError: it has not.
+        """
         if self._session.step is None:
             raise ProtocolError("A task arrived without the secure sum that its answer would go into")
 

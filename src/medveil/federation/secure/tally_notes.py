@@ -1,11 +1,11 @@
 """A site's memory of the sums that it gave one vector to, so that no statistic is opened twice over other sites."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from medveil.disk import replace_file, sync_folder
 from medveil.errors import AuthenticityError
 
 
@@ -63,9 +63,5 @@ class TallyNotes:
         return cast("dict[str, dict[str, Any]]", json.loads(self._path.read_text(encoding="utf-8")))
 
     def _write(self, notes: dict[str, dict[str, Any]]) -> None:
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(notes, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        replace_file(self._path, json.dumps(notes).encode())
+        sync_folder(self._path.parent)

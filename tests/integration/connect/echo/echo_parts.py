@@ -25,6 +25,9 @@ class EchoExecutor(EngineExecutor):
             job.channel.post("server", HELLO)
         (job.home / f"ended-{job.job_id}").touch()
 
+    def refused(self, home, job_id, error):
+        (home / f"refused-{job_id}").write_text(type(error).__name__)
+
 
 class EchoController(EngineController):
     """Waits for everybody, measures round trips, and ends as the plan says when a file lets it."""
