@@ -5,6 +5,7 @@ from network_plans import DISTRIBUTED, SUMS
 from network_steps import Guests, lead
 
 PLANS = pytest.mark.parametrize("text", [DISTRIBUTED, SUMS], ids=["distributed privacy", "secure sums"])
+PURPOSES = ("cohort", "threshold", "evaluation")
 REST = ("site-1", "site-3", "site-4")
 
 
@@ -107,3 +108,27 @@ def test_a_site_lost_while_it_scores_and_a_dead_coordinator(trained, hospitals):
         assert (ending, ward.errors) == ("done", {}), die
         ends.add(tuple(sorted(place.record()["training"]["lost_sites"])))
     assert ends == {(), ("site-2",)}
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2], ids=PURPOSES)
+def test_a_statistic_without_a_site_and_a_dead_coordinator(trained, hospitals, asked):
+    """A statistic that was to be opened without a site is asked for without it again, though it is back."""
+    plan, _, _, undisturbed = trained(SUMS)
+    _, whole = lead(Guests(hospitals(plan)), "job-0")
+    asks = [at for at, to, site, what in whole.phases if (to, site, what) == ("to", "site-2", "Ask")]
+    assert len(asks) == 3
+    without = set()
+    for die in range(asks[asked] + 4, asks[asked] + 44, 5):
+        place = hospitals(plan)
+        guests = Guests(place)
+        ending, _ = lead(guests, "job-1", cut={asks[asked] - 1: ["site-2"]}, die=die)
+        if ending == "done":
+            break  # nothing was left to die in
+        ending, ward = lead(guests, "job-2", first="job-1")
+        assert (ending, ward.errors) == ("done", {}), die
+        assert place.weights() == undisturbed, die
+        told = [line["facts"] for line in place.log("site-1") if line["event"] == "statistic-opened"]
+        sums = {tuple(facts["included"]) for facts in told if facts["reason"] == PURPOSES[asked]}
+        assert len(sums) == 1, die
+        without |= sums
+    assert without == {("site-1", "site-2", "site-3", "site-4"), REST}
