@@ -1,5 +1,6 @@
 """One job at the server: the sites are led from the last committed round on, and what they sum is written down."""
 
+import gc
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ from medveil.training.device import be_deterministic, one_thread
 
 ENGINE = "nvflare"
 _SETTLING_S = 20.0
+_COLLECT_EVERY = 100
 
 
 class ReturnedError(FederationError):
@@ -93,6 +95,7 @@ class Leader:
         self._postman = Postman(job.channel, sessions, settings=settings.links(), unread_bytes=most)
         self._remote: Remote | None = None
         self._spared: set[str] | None = None
+        self._rounds = 0
         self._memory: RunMemory | None = None
 
     @property
@@ -260,6 +263,9 @@ class Leader:
         """
         gone = {*lost, *remote.left}
         self._spare(gone)
+        self._rounds += 1
+        if self._rounds % _COLLECT_EVERY == 0:
+            gc.collect()  # messages of the engine refer to themselves; left alone, they lie for thousands of rounds
         if self._job.abort.is_set() or time.perf_counter() - self._begun < _SETTLING_S:
             return
         for_good = {site for site, final in remote.left.items() if final}
