@@ -44,28 +44,39 @@ def run_coordinator(job: JobContext) -> Ending:
 def _led(job: JobContext, leader: Leader) -> Ending:
     """How it ended."""
     note = leader.events.note
+    farewell = "the server met an unexpected error; its own log says which"
     try:
         leader.lead()
+        farewell = "the run is done"
     except ReturnedError as error:
         note(error.what)
+        farewell = error.what
         return "again"
     except TooFewSitesError as error:
         note(str(error))
+        farewell = _reason(error)
         if leader.is_final or leader.fruitless >= _MOST_FRUITLESS:
             return "failed"
         leader.wait(min(_LONGEST_WAIT_S, 2.0**leader.fruitless))
         return "again"
     except MedveilError as error:
         note(str(error))
+        farewell = _reason(error)
         return "again" if job.abort.is_set() else "failed"
     except OSError as error:
+        farewell = "the server cannot use a file of its own; the run goes on by itself"
         with suppress(OSError):
             note(f"A file at the server cannot be used: {error.strerror}. Make room: the run goes on")
         leader.wait(_DISK_S)
         return "again"
     finally:
-        leader.close()
+        leader.close(farewell)
     return "done"
+
+
+def _reason(error: MedveilError) -> str:
+    """Why the job ends, for every site: without what another site said of itself."""
+    return error.what if error.remedy is None else f"{error.what}: {error.remedy}"
 
 
 def _finished_before(job: JobContext, folder: RunFolder) -> Ending:

@@ -5,8 +5,10 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from medveil.connect.approvals import Decision
+from medveil.connect.audit_lines import check_facts
 from medveil.connect.audit_verify import Verified, verify
 from medveil.connect.home import Home
 from medveil.connect.kit import read_kit
@@ -71,7 +73,7 @@ def decide(kit: Path, plan_hash: str, *, by: str = "", refuse: bool = False) -> 
     Raises:
         ConfigError: not a site's kit, or a name that a line of the log cannot hold; nothing is decided.
         ApprovalError: no such plan, or several; or the decision cannot be written, though the log says it was made.
-        AuditLogError: the log cannot be written; nothing is decided.
+        AuditLogError: the log cannot be written; nothing is approved then, and a refusal holds all the same.
     """
     read_kit(kit, "site")
     home = Home(kit)
@@ -80,8 +82,11 @@ def decide(kit: Path, plan_hash: str, *, by: str = "", refuse: bool = False) -> 
     who, now = by or getpass.getuser(), datetime.now(UTC)
     log = home.audit_log()
     if refuse:
-        log.append("plan-refused", plan=whole, by=who, policy=policy)
-        return approvals.revoke(whole, by=who, at=now, policy=policy)
+        facts: dict[str, Any] = {"plan": whole, "by": who, "policy": policy}
+        check_facts("plan-refused", facts)
+        decision = approvals.revoke(whole, by=who, at=now, policy=policy)  # first: a broken log must not keep a plan on
+        log.append("plan-refused", **facts)
+        return decision
     approvals.plan(whole)  # what is approved can be read, and is what its hash says
     log.append("plan-approved", plan=whole, by=who, policy=policy, rule="person")  # first: none without a line
     return approvals.approve(whole, by=who, at=now, policy=policy)

@@ -11,7 +11,7 @@ from typing import Any
 
 from medveil.connect.jobs import RESULT
 from medveil.federation.engine.context import JobContext
-from medveil.federation.messages import Farewell, encode
+from medveil.federation.messages import LONGEST_TEXT, Farewell, encode
 from medveil.federation.postman import Postman
 from medveil.federation.remote import Happening
 from medveil.study.folder import RunFolder, read_json, write_json
@@ -151,6 +151,6 @@ def leave_result(job: JobContext, folder: RunFolder) -> None:
 def part(postman: Postman, sites: Sequence[str], reason: str) -> None:
     """Say farewell to ``sites``, wait a moment for it to arrive, and end the links."""
     for site in sites:
-        postman.send(site, encode(Farewell(reason=reason)))
+        postman.send(site, encode(Farewell(reason=reason[:LONGEST_TEXT])))
     postman.flush(_FAREWELL_S, sites)
     postman.close()

@@ -34,7 +34,7 @@ from medveil.errors import (
     RunError,
 )
 from medveil.federation.engine.context import JobContext
-from medveil.federation.messages import Decline, Farewell, Notice, decode, encode
+from medveil.federation.messages import LONGEST_TEXT, Decline, Farewell, Notice, decode, encode
 from medveil.federation.postman import Postman
 from medveil.models.architecture import architecture_hash
 from medveil.study.arms import build_model
@@ -48,7 +48,6 @@ SERVER = "server"
 _POLL_S = 0.2
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE, errno.EFBIG}
 _LEDGER = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
-_LONGEST_TEXT = 500
 _FAREWELL_S = 5.0
 
 
@@ -133,7 +132,7 @@ class _Visit:
                         self._tell(answer)
         self._postman.flush(10.0)
         self._observer.finished(f"the server ended the job: {run.farewell}")
-        log.append("job-ended", plan=plan_hash, job=job.job_id, reason=as_name(run.farewell))
+        log.append("job-ended", plan=plan_hash, job=job.job_id, ending="trained" if run.trained else "early")
 
     def _own(self, plan: Plan) -> Own:
         """Read the site's data and build the network."""
@@ -249,4 +248,4 @@ def _sentence(error: MedveilError, permission: Permission | None) -> str:
         text = "This site's privacy ledger cannot be used for the run"
     else:
         text = error.what
-    return text[:_LONGEST_TEXT]
+    return text[:LONGEST_TEXT]

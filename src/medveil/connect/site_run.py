@@ -80,6 +80,11 @@ class SiteRun:
             self._check_task(message)
         return self._site.receive(data)
 
+    @property
+    def trained(self) -> bool:
+        """Whether the training came to its end in this attempt."""
+        return self._site is not None and self._site.finished
+
     def close(self) -> None:
         """Let a later attempt have the run."""
         if self._held is not None:

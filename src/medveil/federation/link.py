@@ -319,6 +319,11 @@ class Link:
         if now - self._posted_at >= self._settings.heartbeat_s:
             self._post_frame(Kind.HEARTBEAT, now)
 
+    def settle(self) -> None:
+        """Send the acknowledgement that still waits for an answer to ride on: no answer will come any more."""
+        if self._ack_due_at is not None:
+            self._post_frame(Kind.ACK, self._clock())
+
     def _hear(self, frame: Frame, now: float) -> None:
         back_again = now - self._heard_at > 2 * self._settings.heartbeat_s
         self._heard_at = now

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -32,7 +32,19 @@ Count = Annotated[int, Field(ge=0, le=_COUNT)]
 Positive = Annotated[int, Field(ge=1, le=_COUNT)]
 Score = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
-Text = Annotated[str, Field(max_length=500)]
+
+
+LONGEST_TEXT = 500
+"""Characters of the words that parties tell each other."""
+
+
+def _printable(text: str) -> str:
+    """What a terminal or a log shows as it is: no line breaks, no escapes, no change of the direction of writing."""
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
+Text = Annotated[str, Field(max_length=LONGEST_TEXT), AfterValidator(_printable)]
+"""Words of another party for people to read."""
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Purpose = Literal["cohort", "threshold", "evaluation"]
 
@@ -116,7 +128,7 @@ class Stop(Message):
     """Coordinator to site: the training has ended."""
 
     kind = 5
-    reason: str = Field(max_length=500)
+    reason: Text
 
 
 class Sealed(Message):

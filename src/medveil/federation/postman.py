@@ -118,6 +118,9 @@ class Postman:
         """End the threads; nothing is sent or received any more."""
         self._closed.set()
         self._ticking.join(timeout=5)
+        with self._lock:
+            for link in self._links.values():
+                link.settle()  # who waits for the last message to have arrived waits no longer
 
     def _on_frame(self, peer: str, frame: bytes) -> None:
         with self._lock:

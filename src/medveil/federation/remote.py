@@ -8,14 +8,13 @@ from typing import Protocol
 
 from medveil.errors import InterruptedRunError, MessageError, ProtocolError
 from medveil.federation.coordinator import Coordinator, Outgoing
-from medveil.federation.messages import Decline, Farewell, Notice, decode, encode, kind_of
+from medveil.federation.messages import LONGEST_TEXT, Decline, Farewell, Notice, decode, encode, kind_of
 from medveil.federation.patience import Patience
 from medveil.federation.postman import Arrival, Postman
 from medveil.federation.transport import Traffic
 
 _POLL_S = 0.1
 _SMALL = 1 << 16
-_LONGEST_TEXT = 500
 _HEARD_AGAIN_S = 5.0
 _SURELY_GONE_S = 5.0
 
@@ -138,7 +137,7 @@ class Remote:
         self._left.add(site)
         self._final[site] = True
         self._watch(Happening("lost", site, reason))
-        self._postman.send(site, encode(Farewell(reason=reason[:_LONGEST_TEXT])))
+        self._postman.send(site, encode(Farewell(reason=reason[:LONGEST_TEXT])))
 
     def traffic(self) -> Traffic:
         """Bytes carried so far, earlier parts of the run included."""
@@ -217,7 +216,7 @@ class Remote:
         self._final[site] = final
         self._watch(Happening("lost", site, reason))
         farewell = f"The run goes on without this site: {reason}"
-        self._postman.send(site, encode(Farewell(reason=farewell[:_LONGEST_TEXT])))
+        self._postman.send(site, encode(Farewell(reason=farewell[:LONGEST_TEXT])))
         return machine.lose(site, reason)
 
     @property

@@ -4,7 +4,7 @@ import copy
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -223,8 +223,8 @@ class Journal:
         self.snapshot = load_snapshot(self._path)
         self._summed_path = shop.folder.checkpoint(f"{arm}-summed")
         self._summed = load_snapshot(self._summed_path)
-        facts = self.snapshot.facts if self.snapshot else {}
-        self._lines = RoundLines(shop.folder.lines(arm), int(facts.get("rows", 0)))
+        facts: Mapping[str, Any] = self.snapshot.facts if self.snapshot else {"rows": 0}
+        self._lines = RoundLines(shop.folder.lines(arm), facts.get("rows"))
         self.earlier = float(facts.get("seconds", 0.0))
         self._first_round = self.snapshot.round if self.snapshot else 0
         shop.log.append([json.loads(line) for line in self._lines.read()])

@@ -179,13 +179,19 @@ class RoundLines:
 
     Args:
         path: of the file.
-        count: lines that the checkpoint vouches for; what follows them belongs to a round that is done again.
+        count: what the checkpoint says of them: the number of lines that it vouches for; what follows them belongs to
+            a round that is done again.
 
     Raises:
-        ResumeError: there are fewer.
+        ResumeError: there are fewer, or another version of medveil wrote the checkpoint.
     """
 
-    def __init__(self, path: Path, count: int) -> None:
+    def __init__(self, path: Path, count: object) -> None:
+        if not isinstance(count, int):
+            raise ResumeError(
+                "The run was begun with a version of medveil that kept its metrics otherwise",
+                remedy="finish it with that version, or start again in a new folder",
+            )
         self._path = path
         self.count = count
         if not count:

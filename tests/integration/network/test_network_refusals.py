@@ -126,10 +126,17 @@ def test_a_site_of_another_version_is_refused(trained, hospitals, monkeypatch):
     assert ending == "failed"
     told = (place.run_folder() / "events.jsonl").read_text()
     assert "another version than the server: install the same version" in told
-    last = place.log("site-1")[-1]
-    assert (last["event"], "another version" in last["facts"]["reason"]) == ("job-ended", True)
-    stands = json.loads((place.kit("site-1") / "medveil" / "progress.json").read_text())
-    assert "install the same version of medveil everywhere" in json.dumps(stands)
+    stands = {name: (place.kit(name) / "medveil" / "progress.json").read_text() for name in place.names}
+    sent_away = {name for name in place.names if "another version" in stands[name]}
+    assert sent_away  # whoever comes after the last that the run could spare is told that too few are there
+    for name in place.names:
+        last = place.log(name)[-1]
+        assert (last["event"], last["facts"]["ending"]) == ("job-ended", "early")
+        assert "another version" not in json.dumps(last)  # the server's words have no place among names and counts
+        remedy = (
+            "install the same version of medveil everywhere" if name in sent_away else "Too few sites are there: mend"
+        )
+        assert remedy in stands[name]
 
 
 def test_a_site_with_images_of_another_shape_is_refused(trained, dealt, hospitals):

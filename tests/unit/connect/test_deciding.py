@@ -67,6 +67,16 @@ def test_without_room_for_the_line_nothing_is_approved(kit, monkeypatch):
     assert Home(kit).approvals().history() == ()
 
 
+def test_a_log_that_is_broken_does_not_keep_a_plan_on(kit):
+    digest = load_plan("phantom-private").digest()
+    deciding.decide(kit, digest, by="A")
+    path = Home(kit).audit_path
+    path.write_bytes(path.read_bytes().replace(b'"by":"A"', b'"by":"B"'))
+    with pytest.raises(AuditLogError):
+        deciding.decide(kit, digest, by="A", refuse=True)
+    assert state(kit) == "refused"
+
+
 @pytest.mark.parametrize(
     "text", ["St. Mary's <x-ray>", "a\nb", "", "/", "//", "x" * 200, "é à", "a / b", "\0", "&&&", "ct/1/", "-"]
 )

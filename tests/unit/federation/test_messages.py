@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from medveil.errors import MessageError
-from medveil.federation.messages import Join, Result, Scores, Stop, Task, decode, encode
+from medveil.federation.messages import (
+    Decline,
+    Farewell,
+    Join,
+    Notice,
+    Result,
+    Scores,
+    Stop,
+    Task,
+    decode,
+    encode,
+)
 
 EXAMPLES = [
     (Join(site="a", plan_hash="h", num_examples=3), {}),
@@ -44,6 +55,17 @@ def test_round_trip(message, tensors):
 def test_bytes_on_the_wire_are_those_documented():
     data = encode(Stop(reason="x"))
     assert data == b"MVF1" + bytes([5, 1]) + (14).to_bytes(4, "big") + (0).to_bytes(8, "big") + b'{"reason":"x"}'
+
+
+@pytest.mark.parametrize("kind", [Stop, Notice, Decline, Farewell])
+def test_words_of_another_party_are_shown_as_they_are_in_a_terminal(kind):
+    words = "all\x1b[2J well\r\nOK\u202e é"
+    name = "text" if kind is Notice else "reason"
+    extra = {"final": True} if kind is Decline else {}
+    told, _ = decode(encode(kind(**{name: words}, **extra)))
+    assert getattr(told, name) == "all?[2J well??OK? é"
+    raw = json.dumps({name: words, **extra}).encode()  # a party that does not encode with medveil
+    assert getattr(decode(_frame(kind.kind, header=raw))[0], name) == "all?[2J well??OK? é"
 
 
 GOOD_JOIN = json.dumps({"site": "a", "plan_hash": "h", "num_examples": 1}).encode()

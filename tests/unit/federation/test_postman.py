@@ -58,6 +58,18 @@ def test_messages_arrive_whole_in_order_and_once():
         right.close()
 
 
+def test_whoever_leaves_after_the_last_message_says_that_it_came():
+    _, left, right = _ends()
+    try:
+        left.send("right", b"farewell")
+        assert right.next(10) is not None
+        right.close()
+        assert left.flush(2)
+    finally:
+        left.close()
+        right.close()
+
+
 def test_strangers_damage_and_closed_ends_are_ignored():
     pair, left, right = _ends()
     try:

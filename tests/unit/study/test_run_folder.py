@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import medveil.study.folder as module
 from medveil.errors import ResumeError, RunError
-from medveil.study.folder import MetricsLog, RunFolder, file_name, read_json, write_bytes, write_json
+from medveil.study.folder import MetricsLog, RoundLines, RunFolder, file_name, read_json, write_bytes, write_json
 
 INPUTS = {"data": "d", "network": "n", "first weights": "w"}
 
@@ -40,6 +40,25 @@ def test_checkpoints_without_their_plan_are_refused(tmp_path):
         with pytest.raises(ResumeError, match="not the plan"):
             folder.bind_plan({"plan_hash": "a"})
     assert not folder.plan.exists()
+
+
+@pytest.mark.parametrize("count", [None, [{"round": 1, "loss": 0.5}]])
+def test_metrics_of_another_version_are_refused_and_left_alone(tmp_path, count):
+    path = tmp_path / "federated.jsonl"
+    path.write_bytes(b"a line\n")
+    with pytest.raises(ResumeError, match="kept its metrics otherwise"):
+        RoundLines(path, count)
+    assert path.read_bytes() == b"a line\n"
+
+
+def test_metrics_that_the_checkpoint_does_not_vouch_for_are_done_again(tmp_path):
+    path = tmp_path / "federated.jsonl"
+    path.write_bytes(b"1\n2\n3\n")
+    lines = RoundLines(path, 2)
+    assert lines.read() == [b"1\n", b"2\n"]
+    assert path.read_bytes() == b"1\n2\n"
+    with pytest.raises(ResumeError, match="damaged"):
+        RoundLines(path, 3)
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
