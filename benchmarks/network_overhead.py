@@ -111,8 +111,14 @@ def main():
             wait_for_sites(federation.connected, names, trial)
             job, _ = submit_plan(federation, plan, names)
         told = []
-        say = lambda text: told.append((time.time(), text))  # noqa: E731 - when the run stood where, in words
-        folder = follow(kits[SERVER_KIT], job, trial=trial, kills=(), say=say, timeout=3600 * 3)
+        folder = follow(
+            kits[SERVER_KIT],
+            job,
+            trial=trial,
+            kills=(),
+            say=lambda text: told.append((time.time(), text)),
+            timeout=3600 * 3,
+        )
     memory.ended.set()
     memory.join()
     with (out / "memory.jsonl").open("w") as file:

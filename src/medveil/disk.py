@@ -1,6 +1,9 @@
-"""Files that are the old ones or the new ones after a crash, never a mixture."""
+"""Files that are the old ones or the new ones after a crash, never a mixture; one process at a time in a folder."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -22,6 +25,21 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+@contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    """Wait until nobody else is here with the same folder or file, and keep others waiting; nothing is written.
+
+    Raises:
+        OSError: there is no such folder or file.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:

@@ -54,6 +54,9 @@ algorithm = { kind = "fedavg", local_steps = 2 }
 """,
 )
 
+LONG = 240
+"""Rounds of a grid that is stopped in the midst: on a busy machine a signal takes its time, and rounds take little."""
+
 
 @pytest.fixture
 def plan_of(write_plan):
@@ -199,7 +202,7 @@ def test_predictions_that_cannot_be_scored_fail_one_run_and_missing_data_stop_al
 
 def _command(plan, out, *more):
     grid = ["study", "epsilon-grid", str(plan), "--out", str(out), "--epsilon", "2,none", "--seed-list", "1"]
-    return [sys.executable, "-m", "medveil", *grid, "--set", "federation.rounds=80", *more]
+    return [sys.executable, "-m", "medveil", *grid, "--set", f"federation.rounds={LONG}", *more]
 
 
 def _stop_in_the_midst(command, run, end):
@@ -230,15 +233,16 @@ def test_a_grid_that_is_killed_and_interrupted_goes_on(write_plan, tmp_path):
         left, said, reached = _stop_in_the_midst(_command(plan, out, "--jobs", "2"), run, end)
         assert left == code, said
         assert "Traceback" not in said
-        assert done < reached < 80
+        assert done < reached < LONG
         assert not (out / "table.json").exists()
         done = reached
     answer = CliRunner().invoke(cli, _command(plan, out, "--json")[3:])
     assert answer.exit_code == 0, answer.output
     assert [row["seeds"] for row in json.loads(answer.stdout)["rows"]] == [[1], [1]]
-    assert _rounds(run) == list(range(1, 81))
+    assert _rounds(run) == list(range(1, LONG + 1))
     record = json.loads((run / "record.json").read_text())
-    assert 80 <= record["privacy"]["steps"] <= 82  # of each death, at most the round in which it came is paid twice
+    steps = record["privacy"]["steps"]
+    assert LONG <= steps <= LONG + 2  # of each death, at most the round in which it came is paid twice
     assert record["privacy"]["epsilon"] == json.loads(answer.stdout)["rows"][0]["epsilon_reached"]
     with Image.open(out / "epsilon-accuracy.png") as image:
         assert image.size == (1320, 880)

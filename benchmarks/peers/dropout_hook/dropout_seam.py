@@ -128,7 +128,7 @@ def after(owner, name, act):
 
 def key_of(session, step, context):
     """A name for one sum of one session: run, what the vectors are computed from, the parties' common hash, step."""
-    return f"{Here.run[:8]}-{context.hex()[:16]}-{session._digest.hex()[:16]}-{step}"  # noqa: SLF001 - a seam
+    return f"{Here.run[:8]}-{context.hex()[:16]}-{session._digest.hex()[:16]}-{step}"
 
 
 def frames(data):
@@ -190,15 +190,15 @@ def wrap_site(program):
     def dump(session, vector, context=b"\0" * 32):
         save(FOLDER / "vectors" / f"{key_of(session, session.step, context)}.{Here.site}.npy", vector)
 
-    visit = program._Visit  # noqa: SLF001 - a seam
-    tell = visit._tell  # noqa: SLF001 - a seam
+    visit = program._Visit
+    tell = visit._tell
 
     def telling(self, data):
         untold(self, data)
         tell(self, data)
         told(self, data)
 
-    visit._tell = telling  # noqa: SLF001 - a seam
+    visit._tell = telling
     before(visit, "__init__", begin)
     before(SiteRun, "receive", heard)
     before(Site, "_contribution", lambda _site, *_: at("charged"))
@@ -221,12 +221,12 @@ def wrap_server(program):
         Here.names[sum_context(purpose, number, start)] = (purpose, number)
 
     def name_tally(tally, _tensors):
-        Here.names[tally._origin] = (tally.purpose, None)  # noqa: SLF001 - a seam
+        Here.names[tally._origin] = (tally.purpose, None)
 
-    open_ = ServerSession._open  # noqa: SLF001 - a seam
+    open_ = ServerSession._open
 
     def opening(session):
-        collection = session._collection  # noqa: SLF001 - a seam
+        collection = session._collection
         context = collection.included[0].context
         key = key_of(session, collection.step, context)
         open_(session)
@@ -240,7 +240,7 @@ def wrap_server(program):
         """After a committed round; links have threads of their own, so nobody falls silent."""
         gate = read(FOLDER / "gate.json", {"open": True, "pace": 0.0})
         end = time.monotonic() + gate["pace"]
-        while not leader._job.abort.is_set():  # noqa: SLF001 - a seam
+        while not leader._job.abort.is_set():
             gate = read(FOLDER / "gate.json", {"open": True, "pace": 0.0})
             if gate["open"] and time.monotonic() >= end:
                 return
@@ -252,4 +252,4 @@ def wrap_server(program):
     before(program.Leader, "_look_for_returned", hold)
     before(SecureServer, "begin", name_round)
     before(TallyServer, "ask", name_tally)
-    ServerSession._open = opening  # noqa: SLF001 - a seam
+    ServerSession._open = opening

@@ -82,10 +82,10 @@ def _line(entries: int, head: str) -> bytes:
 
 def _parse(line: bytes) -> tuple[int, str] | None:
     said, _, check = line.decode("ascii", "replace").rpartition(" ")
-    parts = said.split(" ")
-    if check != _check(said) or len(parts) != 3 or parts[0] != _LABEL or not parts[1].isdecimal():  # noqa: PLR2004 - as above
-        return None
-    return int(parts[1]), parts[2]
+    match said.split(" "):
+        case [label, entries, head] if check == _check(said) and label == _LABEL and entries.isdecimal():
+            return int(entries), head
+    return None
 
 
 def _check(said: str) -> str:

@@ -22,6 +22,7 @@ from medveil.rng import SecureRandom, Seeds
 
 ALPHA = 1e-6
 _TESTS = 10
+_SHOWN = 5
 
 
 def audit_components(
@@ -142,6 +143,6 @@ def _scope(audited: AuditedStep, watched: tuple[int, int], hidden: tuple[str, ..
             "and were left out.",
         )
     if hidden:
-        shown = ", ".join(hidden[:5]) + (f" and {len(hidden) - 5} more" if len(hidden) > 5 else "")  # noqa: PLR2004 - five
+        shown = ", ".join(hidden[:_SHOWN]) + (f" and {len(hidden) - _SHOWN} more" if len(hidden) > _SHOWN else "")
         said.append(f"No unit's gradient could be made large in: {shown}. An error in clipping these may pass.")
     return tuple(said)

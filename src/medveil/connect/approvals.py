@@ -1,8 +1,6 @@
 """What this site has approved, by the hash of the whole plan, and the plans that wait for somebody."""
 
-import fcntl
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from medveil.configuration import Config, ConfigT, parse_config
 from medveil.connect.policy import Hash
-from medveil.disk import replace_file, sync_folder
+from medveil.disk import alone_in, replace_file, sync_folder
 from medveil.errors import ApprovalError, ConfigError
 from medveil.study.plan import Plan
 
@@ -270,12 +268,9 @@ def _replace(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    path.touch(0o600)
+    with alone_in(path):
         yield
-    finally:
-        os.close(handle)
 
 
 def _unusable(what: str, error: OSError) -> ApprovalError:

@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -117,6 +118,9 @@ class Leader:
         gone = () if self._remote is None else self._remote.left  # they were told
         there = [site for site in self._job.sites if site not in gone]
         part(self._postman, there, reason)
+        if self._memory is not None:
+            with suppress(OSError):  # a full disk: the next job says that this one was cut off
+                self._memory.ended()
 
     def lead(self) -> None:
         """The whole run, or what is left of it.
@@ -135,6 +139,8 @@ class Leader:
         done = journal.snapshot.round if journal.snapshot else 0
         first_job = read_status(self._job.home, self._job.job_id).of
         memory = self._memory = RunMemory(folder, self._job.sites, first_job=first_job, rounds_done=done)
+        if memory.cut_off:
+            self.events.cut_off(done)
         roster = self._known(memory.sites)
         check_sites(bound, memory.sites)
         lost = lost_sites(journal)

@@ -121,7 +121,7 @@ def _of_server(home: Path) -> Iterator[Sample]:
         yield "medveil_run_sites", "gauge", "Sites in the latest round.", name, _number(last.get("sites"))
         for (what, site), count in sorted(_happenings(run.parent / "events.jsonl").items()):
             labels = {**name, "what": what, "site": site}
-            yield "medveil_run_events_total", "counter", "What happened at sites.", labels, float(count)
+            yield "medveil_run_events_total", "counter", "What happened to sites and server.", labels, float(count)
 
 
 def _of_site(home: Path) -> Iterator[Sample]:
@@ -160,8 +160,9 @@ def _happenings(path: Path) -> Counter[tuple[str, str]]:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 happening = _object(line)
-                if happening.get("site") is not None:
-                    counted[str(happening.get("what")), str(happening["site"])] += 1
+                what, site = str(happening.get("what")), happening.get("site")
+                if site is not None or what == "server-back":
+                    counted[what, "server" if site is None else str(site)] += 1
     except OSError:
         pass
     return counted

@@ -26,7 +26,7 @@ from medveil.connect.authority import (
     root_of,
 )
 from medveil.connect.project import Project, read_project
-from medveil.disk import replace_file
+from medveil.disk import alone_in, replace_file
 from medveil.errors import ConfigError
 from medveil.federation.engine.driver import SCHEME
 from medveil.federation.engine.tls import CRL_FILE
@@ -54,6 +54,11 @@ def provision(folder: Path, *, parts: Sequence[str] = kit_files.JOB_PARTS) -> di
             them is gone, or has ended.
     """
     project = read_project(folder)
+    with alone_in(folder):
+        return _provisioned(folder, project, parts)
+
+
+def _provisioned(folder: Path, project: Project, parts: Sequence[str]) -> dict[str, Path]:
     ca, kits = folder / "ca", folder / "kits"
     if (ca / STATE_FILE).exists() or any(kits.glob("*/startup/rootCA.pem")):
         check_authority(root_of(read_state(ca)))  # kits without their authority: another would shut everyone out
@@ -89,7 +94,8 @@ def revoke(folder: Path, name: str, *, old: bool = False) -> Path:
     """
     if not (folder / "kits" / SERVER_KIT / "startup").is_dir():
         raise ConfigError("This federation has no server kit yet", remedy="provision it first")
-    return hand_out_revocations(folder, revoke_certificate(folder / "ca", name, old=old))
+    with alone_in(folder):
+        return hand_out_revocations(folder, revoke_certificate(folder / "ca", name, old=old))
 
 
 def hand_out_revocations(folder: Path, crl: bytes) -> Path:

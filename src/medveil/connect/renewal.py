@@ -22,9 +22,9 @@ from medveil.connect.authority import (
     root_key_of,
     root_of,
 )
-from medveil.connect.project import read_project
+from medveil.connect.project import Project, read_project
 from medveil.connect.provision import SERVER_KIT, common_names, hand_out_revocations
-from medveil.disk import replace_file, sync_folder
+from medveil.disk import alone_in, replace_file, sync_folder
 from medveil.errors import ConfigError
 
 Stands = Literal["valid", "ended", "revoked"]
@@ -143,8 +143,13 @@ def renew(folder: Path, names: Sequence[str], *, revoke_old: bool = False, readm
         cannot divide, revocations included; kits follow it, and :func:`medveil.connect.provision.provision` brings
         those in line that a crash left behind.
     """
-    project, ca = read_project(folder), folder / "ca"
-    common = common_names(project)
+    project = read_project(folder)
+    with alone_in(folder):
+        return _renew(folder, project, names, revoke_old=revoke_old, readmit=readmit)
+
+
+def _renew(folder: Path, project: Project, names: Sequence[str], *, revoke_old: bool, readmit: bool) -> list[Renewed]:
+    ca, common = folder / "ca", common_names(project)
     state, withdrawn = read_state(ca), revoked(ca)
     made: dict[str, tuple[x509.Certificate, bool]] = {}
     for name in dict.fromkeys(names):

@@ -29,6 +29,12 @@ class RunMemory:
         sites: of this job; the first job's stay those of the run.
         first_job: of the run.
         rounds_done: committed so far.
+
+    Attributes:
+        sites: of the run.
+        attempt: 1 for the first job of the run.
+        fruitless: jobs in a row, this one included, that began without a round more than the one before.
+        cut_off: whether the job before this one did not come to its end: its process was killed, or the machine.
     """
 
     def __init__(self, folder: RunFolder, sites: tuple[str, ...], *, first_job: str, rounds_done: int) -> None:
@@ -39,16 +45,19 @@ class RunMemory:
         self.sites: tuple[str, ...] = tuple(known["sites"])
         self.attempt = int(known["attempt"]) + 1
         self.fruitless = int(known["fruitless"]) + 1 if rounds_done <= int(known["rounds_done"]) else 0
-        write_json(
-            self._path,
-            {
-                "sites": list(self.sites),
-                "attempt": self.attempt,
-                "first_job": first_job,
-                "rounds_done": rounds_done,
-                "fruitless": self.fruitless,
-            },
-        )
+        self.cut_off = bool(known.get("running", False))
+        self._facts = {
+            "sites": list(self.sites),
+            "attempt": self.attempt,
+            "first_job": first_job,
+            "rounds_done": rounds_done,
+            "fruitless": self.fruitless,
+        }
+        write_json(self._path, {**self._facts, "running": True})
+
+    def ended(self) -> None:
+        """The job comes to its end, whatever its outcome."""
+        write_json(self._path, {**self._facts, "running": False})
 
 
 class Events:
@@ -97,6 +106,13 @@ class Events:
         with self._lock:
             self._sites[site] = "takes part"
             self._write("joined", "takes part", site)
+
+    def cut_off(self, round_number: int) -> None:
+        """The server is back after a job that did not come to its end."""
+        with self._lock:
+            self._round = round_number
+            text = f"The server's process was killed or its machine stopped; the run goes on after round {round_number}"
+            self._write("server-back", text)
 
     def told(self) -> list[dict[str, Any]]:
         """Everything that happened, jobs before this one included, without notices."""

@@ -1,5 +1,6 @@
 """How well masks agree: Dice, surface Dice and the 95th percentile of the Hausdorff distance."""
 
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from medveil.rng import Seeds
 DEFAULT_BOOTSTRAP = BootstrapConfig()
 SURFACE_TOLERANCE = 2.0
 _PERCENTILE = 95.0
+_FILTERS = threading.Lock()  # which warnings are shown is the process's, and sites score in threads of one
 
 Floats = NDArray[np.float64]
 DistanceUnit = Literal["mm", "pixels"]
@@ -215,7 +217,7 @@ def _score_class(
     if not predicted.any() or not reference.any():
         return (0.0, 0.0, float(np.linalg.norm(np.multiply(reference.shape, spacing))))
     pair = [torch.from_numpy(mask[None, None].astype(np.float32)) for mask in (predicted, reference)]
-    with warnings.catch_warnings():
+    with _FILTERS, warnings.catch_warnings():
         # MONAI 1.5 and 1.6 warn about an argument that they themselves pass on.
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
         dice = compute_dice(*pair)

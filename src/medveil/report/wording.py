@@ -11,6 +11,7 @@ NOT_MEASURED = "not measured"
 PRIMARY = {"classification": "auc", "segmentation": "dice"}
 _SAME = 0.005
 _KILO = 1000
+_SIXTY = 60  # seconds in a minute, minutes in an hour
 _PLANE_AXES = 3  # channels, rows, columns
 
 
@@ -107,10 +108,10 @@ def seconds(value: float | None) -> str:
     """
     if value is None:
         return NOT_MEASURED
-    if value < 60:  # noqa: PLR2004 - seconds in a minute
+    if value < _SIXTY:
         return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004 - as above
+    minutes, rest = divmod(round(value), _SIXTY)
+    return f"{minutes} min {rest} s" if minutes < _SIXTY else f"{minutes // _SIXTY} h {minutes % _SIXTY} min"
 
 
 def size(value: float | None) -> str:

@@ -6,9 +6,10 @@ What must be refused, logged where it is refused, and answered without a traceba
 no certificate                               test_without_a_certificate_nobody_gets_in
 wrong authority                              test_a_certificate_of_another_authority_of_the_same_name_is_refused
 expired                                      test_an_expired_certificate_is_refused
-revoked                                      test_a_revoked_site_is_cut_off_at_once_and_stays_out
+revoked                                      test_a_revoked_site_is_cut_off_at_once_and_stays_out,
+                                             test_a_site_does_not_stay_with_a_server_whose_certificate_was_revoked
 TLS below 1.3                                test_older_tls_is_refused
-duplicate identity                           test_a_second_process_of_the_same_identity_is_refused_and_logged
+duplicate identity                           test_connection.py
 wrong role                                   test_hardening.py; tests/unit/federation/engine/test_commands.py
 tampered job, foreign job, revoked submitter tests/unit/federation/engine/test_parts.py, test_signed.py
 unapproved plan                              tests/integration/network/test_network_refusals.py
@@ -21,7 +22,7 @@ fuzzed messages: typed, bounded memory       tests/unit/federation/engine/test_g
 
 import datetime as dt
 import json
-import logging
+import shutil
 import socket
 import ssl
 import threading
@@ -35,47 +36,30 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 pytest.importorskip("nvflare")
 
-from nvflare.fuel.f3.comm_error import CommError
 from nvflare.fuel.f3.drivers.connector_info import Mode
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
+from running import free_port
+from sentences import logged
 
-from medveil.connect.provision import provision, revoke
-from medveil.errors import AuthenticityError, ConfigError
-from medveil.federation.engine import connection as connections
-from medveil.federation.engine.connection import Endpoints, TlsConnection
-from medveil.federation.engine.driver import check_peer
+from medveil.connect.provision import revoke
+from medveil.connect.renewal import renew
+from medveil.errors import ConfigError
+from medveil.federation.engine.driver import TlsDriver
 from medveil.federation.engine.listener import Listener
 from medveil.federation.engine.tls import TlsSocket, client_context
+from tiny_federation import provisioned
 
-FEDERATION = """
-name = "demo"
-server = { host = "localhost", port = 8102, org = "hub" }
-sites = [{ name = "site-1", org = "a" }, { name = "site-2", org = "b" }]
-users = [{ name = "lead@a.org", org = "a", role = "lead" }]
-validity = { authority_days = 100, certificate_days = 50 }
-"""
+VALIDITY = "[validity]\nauthority_days = 100\ncertificate_days = 50\n"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("federation")
-    (folder / "federation.toml").write_text(FEDERATION)
-    provision(folder)
-    return folder
+    return provisioned(tmp_path_factory.mktemp("federation"), VALIDITY)
 
 
 @pytest.fixture(scope="module")
 def strangers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("strangers")
-    (folder / "federation.toml").write_text(FEDERATION)
-    provision(folder)
-    return folder
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return provisioned(tmp_path_factory.mktemp("strangers"), VALIDITY)
 
 
 class Server:
@@ -134,21 +118,6 @@ def enter(server, kit=None, authority=None, version=None, ciphers=None):
         context.wrap_socket(sock, server_hostname="localhost") as tls,
     ):
         return tls.recv(7), tls.version()
-
-
-def logged(caplog, words, count=1):
-    """Wait for a line of the server's log that says so; it says it in a sentence."""
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        found = [record for record in caplog.records if words in record.getMessage()]
-        if len(found) >= count:
-            break
-        time.sleep(0.02)
-    assert len(found) == count, caplog.text
-    for record in found:
-        assert (record.name, record.exc_info) == ("medveil.network", None)
-        assert record.levelno >= logging.WARNING
-        assert "\n" not in record.getMessage()
 
 
 def test_a_site_of_the_federation_gets_in_by_tls_1_3(folder, server):
@@ -212,11 +181,10 @@ def test_an_expired_certificate_is_refused(folder, server, tmp_path, caplog):
 
 
 def test_a_revoked_site_is_cut_off_at_once_and_stays_out(tmp_path, caplog):
-    (tmp_path / "federation.toml").write_text(FEDERATION)
-    kits = provision(tmp_path)
+    kits = provisioned(tmp_path, VALIDITY) / "kits"
     server = Server(tmp_path)
     try:
-        context = client_context(*(kits["site-2"] / "startup" / f for f in ("rootCA.pem", "client.crt", "client.key")))
+        context = client_context(*(kits / "site-2" / "startup" / f for f in ("rootCA.pem", "client.crt", "client.key")))
         sock = socket.create_connection(("127.0.0.1", server.port), 5)
         inside = TlsSocket(sock, context, server_side=False, handshake_s=5)
         inside.read_into(memoryview(bytearray(7)))
@@ -227,10 +195,10 @@ def test_a_revoked_site_is_cut_off_at_once_and_stays_out(tmp_path, caplog):
         assert time.monotonic() - began < 2
         inside.close()
         with pytest.raises(ssl.SSLError, match="REVOKED"):
-            enter(server, kits["site-2"])
+            enter(server, kits / "site-2")
         logged(caplog, "the certificate of site-2 was revoked: its connection is closed")
         logged(caplog, "its certificate was not accepted: certificate revoked")
-        assert enter(server, kits["site-1"])[0] == b"welcome"
+        assert enter(server, kits / "site-1")[0] == b"welcome"
     finally:
         server.close()
 
@@ -255,177 +223,34 @@ def test_bytes_that_are_no_handshake_do_no_harm(folder, server):
 
 
 def test_a_server_without_its_list_of_revoked_certificates_does_not_start(tmp_path):
-    (tmp_path / "federation.toml").write_text(FEDERATION)
-    kits = provision(tmp_path)
-    (kits["server"] / "startup" / "crl.pem").unlink()
+    kits = provisioned(tmp_path, VALIDITY) / "kits"
+    (kits / "server" / "startup" / "crl.pem").unlink()
     with pytest.raises(ConfigError, match="revoked certificates cannot be read"):
         Server(tmp_path)
 
 
-@pytest.fixture
-def pair(folder):
-    """Two ends of one connection."""
-    kits = folder / "kits"
-    left, right = socket.socketpair()
-    server = client_side = None
-
-    def accept():
-        nonlocal server
-        from medveil.federation.engine.tls import server_context
-
-        startup = kits / "server" / "startup"
-        context = server_context(startup / "rootCA.pem", startup / "server.crt", startup / "server.key", None)
-        server = TlsSocket(_Tcp(left), context, server_side=True, handshake_s=5)
-
-    thread = threading.Thread(target=accept)
+def test_a_site_does_not_stay_with_a_server_whose_certificate_was_revoked(folder, tmp_path, caplog):
+    """The key may be somebody else's; the site knows by its own list, and says so."""
+    federation = shutil.copytree(folder, tmp_path / "federation")
+    startup = federation / "kits" / "site-1" / "startup"
+    server = Server(shutil.copytree(folder, tmp_path / "stolen"))
+    renew(federation, ["server"], revoke_old=True)
+    params = {
+        DriverParams.HOST.value: "localhost",
+        DriverParams.PORT.value: str(server.port),
+        DriverParams.CA_CERT.value: str(startup / "rootCA.pem"),
+        DriverParams.CLIENT_CERT.value: str(startup / "client.crt"),
+        DriverParams.CLIENT_KEY.value: str(startup / "client.key"),
+    }
+    assert enter(server, federation / "kits" / "site-1") == (b"welcome", "TLSv1.3")
+    connector = SimpleNamespace(params=params, stopped=threading.Event(), mode=Mode.ACTIVE)
+    driver = TlsDriver()
+    thread = threading.Thread(target=driver.connect, args=(connector,))
     thread.start()
-    startup = kits / "site-1" / "startup"
-    context = client_context(startup / "rootCA.pem", startup / "client.crt", startup / "client.key")
-    client_side = TlsSocket(_Tcp(right), context, server_side=False, handshake_s=5)
-    thread.join()
-    yield server, client_side
-    server.close()
-    client_side.close()
-
-
-class _Tcp:
-    """A socket pair has no TCP options."""
-
-    def __init__(self, sock):
-        self._sock = sock
-
-    def setsockopt(self, *_):
-        pass
-
-    def getsockname(self):
-        return ("local", 0)
-
-    getpeername = getsockname
-
-    def __getattr__(self, name):
-        return getattr(self._sock, name)
-
-
-def test_both_directions_at_once_arrive_whole(pair):
-    """Many megabytes each way at the same time, in pieces of all sizes, with several writers."""
-    sent = bytes(range(256)) * 40_000
-
-    def write(end):
-        for start in range(0, len(sent), 700_001):
-            end.send(sent[start : start + 700_001], stalled_s=5)
-
-    got = {}
-
-    def read(end, name):
-        got[name] = bytearray(len(sent))
-        end.read_into(memoryview(got[name]))
-
-    threads = [threading.Thread(target=write, args=(end,)) for end in pair]
-    threads += [threading.Thread(target=read, args=(end, n)) for n, end in enumerate(pair)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert got[0] == got[1] == sent
-
-
-def test_a_peer_that_does_not_read_is_given_up(pair):
-    server, _ = pair
-    began = time.monotonic()
-    with pytest.raises(TimeoutError):
-        server.send(bytes(64 << 20), stalled_s=0.3)
-    assert time.monotonic() - began < 5
-
-
-def endpoint(tls):
-    return TlsConnection(tls, SimpleNamespace(mode=Mode.PASSIVE))
-
-
-def frame(payload, kind, length=None):
-    from nvflare.fuel.f3.sfm.prefix import PREFIX_LEN, Prefix
-
-    buffer = bytearray(PREFIX_LEN)
-    Prefix(length or PREFIX_LEN + len(payload), 0, kind, 0, 0, 0, 1, 1).to_buffer(buffer, 0)
-    return bytes(buffer) + payload
-
-
-@pytest.mark.parametrize(
-    "hostile",
-    [
-        frame(b"", 4, length=1 << 31),
-        frame(b"", 4, length=3),
-        frame(b"\xc1\xc1\xc1", 4),
-        frame(b"\x80", 4),
-        frame(b"anything", 1),
-        bytes(64),
-    ],
-    ids=["huge", "short", "no msgpack", "no name", "no greeting", "zeros"],
-)
-def test_hostile_frames_end_the_connection_quietly(pair, hostile, monkeypatch):
-    server, client = pair
-    seen = []
-    served = endpoint(server)
-    monkeypatch.setattr(served, "process_frame", seen.append)
-    client.send(hostile, stalled_s=1)
-    served.read_until_closed()
-    assert seen == []
-    with pytest.raises(OSError, match=r"closed|reset|descriptor"):
-        client.read_into(memoryview(bytearray(1)))
-
-
-class Named:
-    def __init__(self, silent_s=0.0):
-        self.silent_s = silent_s
-        self.closed = False
-
-    def close(self):
-        self.closed = True
-
-
-def test_a_second_process_of_the_same_identity_is_refused_while_the_first_lives():
-    endpoints, first, second = Endpoints(), Named(), Named()
-    assert endpoints.claim(("site-1", "site-1"), first)
-    assert not endpoints.claim(("site-1", "site-1"), second)
-    assert endpoints.claim(("site-1.job", "site-1"), second)  # its job's process is another endpoint
-    assert endpoints.claim(("site-1", "site-2"), Named())  # who claims a name that is not theirs pushes nobody out
-    first.silent_s = connections.ALIVE_S + 1
-    assert endpoints.claim(("site-1", "site-1"), second)
-    assert first.closed
-    endpoints.release(second)
-    assert endpoints.claim(("site-1", "site-1"), first)
-
-
-def test_a_second_process_of_the_same_identity_is_refused_and_logged(pair, monkeypatch, caplog):
-    """Over TLS: a site greets with its own name and certificate while another process of it is connected."""
-    import msgpack
-    from nvflare.fuel.f3.sfm.constants import HandshakeKeys, Types
-
-    endpoints, first = Endpoints(), Named()
-    assert endpoints.claim(("site-1", "site-1"), first)
-    monkeypatch.setattr(connections, "_ENDPOINTS", endpoints)
-    server, client = pair
-    served, seen = endpoint(server), []
-    monkeypatch.setattr(served, "process_frame", seen.append)
-    client.send(frame(msgpack.packb({HandshakeKeys.ENDPOINT_NAME: "site-1"}), Types.HELLO), stalled_s=1)
-    served.read_until_closed()
-    assert (seen, first.closed) == ([], False)
-    with pytest.raises(OSError, match=r"closed|reset|descriptor"):  # not a byte of an answer
-        client.read_into(memoryview(bytearray(1)))
-    logged(caplog, "a second process calls itself site-1 and was refused")
-    logged(caplog, "site-1 is connected already")
-
-
-def test_a_stalled_connection_reports_the_engines_own_error(pair, monkeypatch):
-    monkeypatch.setattr(connections, "STALLED_S", 0.2)
-    server, _ = pair
-    with pytest.raises(CommError):
-        endpoint(server).send_frame(bytes(64 << 20))
-
-
-def test_a_site_cannot_answer_in_place_of_the_server(folder):
-    own = folder / "kits" / "site-1" / "startup" / "client.crt"
-    check_peer("localhost", "localhost", own)
-    check_peer("site-1", "127.0.0.1", own)  # its own parent process
-    for name, host in (("site-2", "localhost"), ("site-1", "localhost"), ("site-2", "127.0.0.1")):
-        with pytest.raises(AuthenticityError, match="Another participant answers"):
-            check_peer(name, host, own)
+    try:
+        logged(caplog, "The certificate of who answered was revoked")
+    finally:
+        driver.shutdown()
+        thread.join(10)
+        server.close()
+    assert not thread.is_alive()

@@ -9,21 +9,19 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.numpy import load_file
+from verbs import run, running, until
 
 from medveil.accounting.events import flatten
 from medveil.accounting.ledger import Ledger
-from medveil.cli.main import cli, main
+from medveil.cli.main import main
 from medveil.connect import mlflow_export
 from medveil.connect.audit_verify import LogBreakError
 from medveil.connect.deciding import verify_site_log
@@ -189,8 +187,14 @@ def test_the_record_is_that_of_a_run_in_one_process_and_says_what_happened(trial
     assert (trial / "run" / "report.html").stat().st_size > 10_000
 
 
+def test_the_record_tells_that_the_server_was_killed(trial):
+    (back,) = [event for event in record_of(trial / "run")["events"] if event["what"] == "server-back"]
+    assert back["site"] is None
+    assert 8 <= back["round"] < ROUNDS
+    assert back["text"].endswith(f"the run goes on after round {back['round']}")
+
+
 def test_the_run_went_on_in_further_jobs(trial):
-    """The server's death is no event of a site; the jobs of the run tell it."""
     (memory,) = (trial / "kits" / "server" / "medveil" / "runs").glob("*/state/network.json")
     joined = [event for event in record_of(trial / "run")["events"] if event["what"] == "joined"]
     attempts = json.loads(memory.read_text())["attempt"]
@@ -231,44 +235,6 @@ def test_a_changed_line_is_named(trial):
         assert broken.value.line == 5
     finally:
         path.write_text(before)
-
-
-def run(*arguments):
-    answer = CliRunner().invoke(cli, ["connect", *map(str, arguments)], catch_exceptions=False)
-    assert answer.exit_code == 0, answer.output
-    return answer.output
-
-
-def until(what, limit_s=180, every_s=1.0):
-    end = time.monotonic() + limit_s
-    while not (found := what()):
-        assert time.monotonic() < end, f"not within {limit_s} s"
-        time.sleep(every_s)
-    return found
-
-
-@contextmanager
-def running(kits, names):
-    """``medveil connect server`` and ``site``, as an administrator starts them; {name: address of its metrics}."""
-    processes = []
-    try:
-        for name in names:
-            verb = "server" if name == "server" else "site"
-            command = [sys.executable, "-m", "medveil", "connect", verb, str(kits / name), "--metrics-port", "0"]
-            with (kits / name / "console.txt").open("wb") as output:
-                process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-            processes.append(process)
-        yield {name: until(lambda name=name: _address(kits / name)) for name in names}
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait(30)
-
-
-def _address(kit):
-    lines = (kit / "console.txt").read_text().splitlines()
-    return next((line.rsplit(" ", 1)[1] for line in lines if line.startswith("Figures for Prometheus:")), None)
 
 
 def test_the_verbs_one_by_one(trial, plan, traces, tmp_path):

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from network_asks import RUN, opening, task, weights
 from network_plans import CLEAR, DISTRIBUTED, SUMS
 from network_steps import Guests, Ward, lead
 
@@ -19,7 +18,6 @@ from medveil.federation.messages import (
     Ask,
     Decline,
     Join,
-    Open,
     Ready,
     Result,
     Sealed,
@@ -29,9 +27,7 @@ from medveil.federation.messages import (
     encode,
 )
 from medveil.models import crafted
-from medveil.training.vectors import floating_buffers, to_vector, trainable
-
-RUN = "ab" * 16
+from medveil.training.vectors import to_vector, trainable
 
 
 @pytest.fixture
@@ -52,22 +48,6 @@ def site(trained, hospitals):
     yield make
     for run in made:
         run.close()
-
-
-def opening(place, **changes):
-    facts = {"run": RUN, "attempt": 1, "rounds_done": 0, "sites": place.names, "lost": []}
-    return encode(Open(**{**facts, **changes}))
-
-
-def weights(own, factor=1.0):
-    return {
-        "weights": np.float32(factor) * to_vector(trainable(own.first)),
-        "buffers": to_vector(floating_buffers(own.first)),
-    }
-
-
-def task(place, number=1, *, train=True, sites=None):
-    return Task(round=number, validate_model=not train, train=train, sites=sites or place.names)
 
 
 def refused(run, data, error, words):
@@ -336,56 +316,6 @@ def test_first_round_again_from_other_weights_after_a_restart(trained, hospitals
     assert ending == "failed"
     assert all(isinstance(error, AuthenticityError) for error in ward.errors.values())
     assert len(ward.errors) >= 2
-
-
-@pytest.fixture(scope="module")
-def listening(trained, dealt, tmp_path_factory):
-    """A site in a run that has begun, for every message that Hypothesis makes."""
-    from network_rig import Hospitals
-
-    plan = trained(SUMS)[0]
-    place = Hospitals(tmp_path_factory.mktemp("fuzz"), plan, dealt(plan))
-    own, run = Guests(place).run("site-1")
-    run.receive(opening(place))
-    with closing(run):
-        yield place, own, run
-
-
-MESSAGES = [
-    Task(round=1, validate_model=False, train=True, sites=["site-1"]),
-    Sealed(),
-    Ask(purpose="evaluation"),
-    Ask(purpose="threshold"),
-    Answer(purpose="cohort"),
-    Join(site="site-1", plan_hash="0" * 64, num_examples=3),
-    Open(run=RUN, attempt=5, rounds_done=0, sites=["site-1"], lost=[]),
-]
-
-
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(
-    message=st.sampled_from(MESSAGES),
-    frame=st.binary(max_size=80),
-    flips=st.lists(st.tuples(st.integers(0, 400), st.integers(1, 255)), max_size=4),
-)
-def test_no_bytes_raise_anything_but_an_error_of_medveil(listening, message, frame, flips):
-    _, own, run = listening
-    tensors = {"frame000000": np.frombuffer(frame or b"0", dtype=np.uint8), **weights(own)}
-    data = bytearray(encode(message, tensors))
-    for at, by in flips:
-        data[at % len(data)] ^= by
-    try:
-        answers = run.receive(bytes(data))
-    except MedveilError:
-        return
-    assert isinstance(answers, list)
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=200))
-def test_random_bytes_are_refused(listening, data):
-    with pytest.raises(MedveilError):
-        listening[2].receive(data)
 
 
 def test_what_a_site_sends_names_no_path_and_no_patient(trained, hospitals):

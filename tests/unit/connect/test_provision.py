@@ -14,25 +14,9 @@ from medveil.connect.project import read_project
 from medveil.connect.provision import provision, revoke
 from medveil.errors import ConfigError
 from medveil.secagg.identity import IdentityKey
+from tiny_federation import FEDERATION, LEAD
 
-FEDERATION = """
-name = "demo"
-[server]
-host = "localhost"
-port = 8102
-org = "hub"
-[[sites]]
-name = "site-1"
-org = "hospital_a"
-[[sites]]
-name = "site-2"
-org = "hospital_b"
-[[users]]
-name = "lead@hospital.org"
-org = "hospital_a"
-role = "lead"
-"""
-THIRD = '\n[[sites]]\nname = "site-3"\norg = "hospital_c"\n'
+THIRD = '\n[[sites]]\nname = "site-3"\norg = "c"\n'
 
 
 @pytest.fixture
@@ -51,7 +35,7 @@ def every_file(folder):
 
 def test_everyone_gets_a_kit_whose_certificate_openssl_accepts(folder):
     kits = provision(folder)
-    assert set(kits) == {"server", "site-1", "site-2", "lead@hospital.org"}
+    assert set(kits) == {"server", "site-1", "site-2", LEAD}
     for name, kit in kits.items():
         file = "server.crt" if name == "server" else "client.crt"
         startup = kit / "startup"
@@ -62,9 +46,9 @@ def test_everyone_gets_a_kit_whose_certificate_openssl_accepts(folder):
             check=False,
         )
         assert checked.returncode == 0, checked.stdout + checked.stderr
-    subject = certificate(kits["lead@hospital.org"], "client.crt").subject.rfc4514_string()
-    assert "CN=lead@hospital.org" in subject
-    assert "O=hospital_a" in subject
+    subject = certificate(kits[LEAD], "client.crt").subject.rfc4514_string()
+    assert "CN=lead@a.org" in subject
+    assert "O=a" in subject
 
 
 def test_secrets_are_readable_by_their_owner_alone(folder):
@@ -120,7 +104,7 @@ def test_settings_that_a_site_changed_stay(folder):
 
 def test_an_identity_that_the_hospital_made_itself_is_used_and_no_other_is_made(folder):
     public = IdentityKey.from_bytes(bytes(range(32))).public.hex()
-    text = FEDERATION.replace('org = "hospital_b"', f'org = "hospital_b"\nidentity = "{public}"')
+    text = FEDERATION.replace('org = "b"', f'org = "b"\nidentity = "{public}"')
     (folder / "federation.toml").write_text(text)
     kits = provision(folder)
     assert not (kits["site-2"] / "medveil" / "identity.key").exists()
@@ -222,7 +206,7 @@ def test_a_kit_of_the_wrong_kind_is_refused(folder):
     with pytest.raises(ConfigError, match="a folder that is no kit"):
         read_kit(folder, "site")
     assert read_kit(kits["site-1"], "site").name == "site-1"
-    assert (read_kit(kits["lead@hospital.org"], "person").host, read_kit(kits["server"], "server").port) == (
+    assert (read_kit(kits[LEAD], "person").host, read_kit(kits["server"], "server").port) == (
         "localhost",
         8102,
     )

@@ -5,6 +5,7 @@ import json
 import shutil
 import ssl
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -18,42 +19,22 @@ from medveil.connect.kit import read_kit
 from medveil.connect.provision import provision, revoke
 from medveil.connect.renewal import certificates, ending, renew
 from medveil.errors import ConfigError
+from tiny_federation import FEDERATION, LEAD, provisioned
 
-FEDERATION = """
-name = "demo"
-[server]
-host = "fed.example.org"
-port = 8102
-org = "hub"
-[[sites]]
-name = "site-1"
-org = "hospital_a"
-[[sites]]
-name = "site-2"
-org = "hospital_b"
-[[users]]
-name = "lead@hospital.org"
-org = "hospital_a"
-role = "lead"
-[validity]
-authority_days = 1000
-certificate_days = 100
-"""
-STEM = {"server": "server", "site-1": "client", "site-2": "client", "lead@hospital.org": "client"}
+VALIDITY = "[validity]\nauthority_days = 1000\ncertificate_days = 100\n"
+TEXT = FEDERATION + VALIDITY
+STEM = {"server": "server", "site-1": "client", "site-2": "client", LEAD: "client"}
 EVERYONE = list(STEM)
 
 
 @pytest.fixture(scope="module")
-def provisioned(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fed")
-    (folder / "federation.toml").write_text(FEDERATION)
-    provision(folder)
-    return folder
+def original(tmp_path_factory):
+    return provisioned(tmp_path_factory.mktemp("fed"), VALIDITY)
 
 
 @pytest.fixture
-def folder(provisioned, tmp_path):
-    return shutil.copytree(provisioned, tmp_path / "fed")
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "fed")
 
 
 def startup(folder, name):
@@ -141,8 +122,8 @@ def test_openssl_accepts_the_new_kit_and_so_does_the_start_of_a_site(folder):
         assert checked.returncode == 0, checked.stdout + checked.stderr
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_cert_chain(inside / f"{STEM[name]}.crt", inside / f"{STEM[name]}.key")  # raises unless they match
-    kit = read_kit(folder / "kits" / "lead@hospital.org", "person")
-    assert (kit.name, kit.org) == ("lead@hospital.org", "hospital_a")
+    kit = read_kit(folder / "kits" / LEAD, "person")
+    assert (kit.name, kit.org) == (LEAD, "a")
 
 
 def test_the_old_one_is_accepted_until_it_ends_unless_it_is_revoked(folder):
@@ -191,7 +172,7 @@ def test_who_was_shut_out_gets_a_certificate_only_when_that_is_said(folder):
     before = every_file(folder)
     with pytest.raises(ConfigError, match=r"certificate of site-1 was revoked.*--readmit"):
         renew(folder, ["site-2", "site-1"])
-    assert ending(folder, 1000) == ["server", "site-2", "lead@hospital.org"]
+    assert ending(folder, 1000) == ["server", "site-2", LEAD]
     assert changed(before, every_file(folder)) == set()
     old = certificate(folder, "site-1").serial_number
     renew(folder, ["site-1"], readmit=True)
@@ -208,7 +189,7 @@ def test_a_name_that_is_nobodys_is_refused(folder, name):
 
 
 def test_a_site_that_was_not_provisioned_yet_is_refused(folder):
-    (folder / "federation.toml").write_text(FEDERATION + '[[sites]]\nname = "site-3"\norg = "c"\n')
+    (folder / "federation.toml").write_text(TEXT + '[[sites]]\nname = "site-3"\norg = "c"\n')
     with pytest.raises(ConfigError, match="No certificate was made for this name"):
         renew(folder, ["site-3"])
 
@@ -231,7 +212,7 @@ def test_a_damaged_authority_is_named(folder, content):
 
 
 def test_a_federation_on_paper_has_no_certificates(tmp_path):
-    (tmp_path / "federation.toml").write_text(FEDERATION)
+    (tmp_path / "federation.toml").write_text(TEXT)
     with pytest.raises(ConfigError, match=r"no authority yet.*provision"):
         certificates(tmp_path)
     assert provision(tmp_path)
@@ -274,11 +255,11 @@ def test_an_authority_that_ended_signs_nothing(folder, monkeypatch, action):
 
 
 def test_the_list_of_certificates(folder, monkeypatch):
-    (folder / "federation.toml").write_text(FEDERATION.replace("certificate_days = 100", "certificate_days = 300"))
+    (folder / "federation.toml").write_text(TEXT.replace("certificate_days = 100", "certificate_days = 300"))
     old = certificate(folder, "site-2").not_valid_after_utc
     renew(folder, ["site-2"])
-    revoke(folder, "lead@hospital.org")
-    text = FEDERATION.replace('[[sites]]\nname = "site-1"\norg = "hospital_a"\n', "")
+    revoke(folder, LEAD)
+    text = TEXT.replace('[[sites]]\nname = "site-1"\norg = "a"\n', "")
     (folder / "federation.toml").write_text(text)
     before = every_file(folder)
     found = {one.name: one for one in certificates(folder)}
@@ -289,7 +270,7 @@ def test_the_list_of_certificates(folder, monkeypatch):
     }
     assert found["authority"].ends == root(folder).not_valid_after_utc
     assert found["site-2"].earlier == (old,)
-    assert found["lead@hospital.org"].stands == "revoked"
+    assert found[LEAD].stands == "revoked"
     assert [name for name, one in found.items() if not one.listed] == ["site-1"]
     later(monkeypatch, 101)
     found = {one.name: one for one in certificates(folder)}
@@ -301,9 +282,24 @@ def test_the_list_of_certificates(folder, monkeypatch):
 def test_those_that_end_soon(folder):
     assert ending(folder, 99) == []
     assert ending(folder, 100) == EVERYONE
-    (folder / "federation.toml").write_text(FEDERATION.replace("certificate_days = 100", "certificate_days = 300"))
+    (folder / "federation.toml").write_text(TEXT.replace("certificate_days = 100", "certificate_days = 300"))
     renew(folder, ["server"])
     assert ending(folder, 100) == EVERYONE[1:]
+
+
+@pytest.mark.parametrize(
+    "action", [provision, lambda folder: revoke(folder, "site-1"), lambda folder: renew(folder, ["site-1"])]
+)
+def test_two_people_at_once_wait_for_each_other(folder, action):
+    before = every_file(folder)
+    with ThreadPoolExecutor() as pool:
+        with disk.alone_in(folder):
+            told = pool.submit(action, folder)
+            with pytest.raises(TimeoutError):
+                told.result(timeout=1.5)
+            assert changed(before, every_file(folder)) == set()
+        told.result(timeout=60)
+    assert changed(before, every_file(folder))
 
 
 # A crash

@@ -17,6 +17,22 @@ def test_attempts_grow_and_the_first_jobs_sites_stay(tmp_path):
     assert [one.fruitless for one in (first, again, third)] == [0, 0, 1]
 
 
+def test_a_job_that_did_not_come_to_its_end_is_told(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.state.mkdir(parents=True)
+    memories = []
+    for ends in (True, False, True):
+        memories.append(RunMemory(folder, ("a",), first_job="j", rounds_done=0))
+        if ends:
+            memories[-1].ended()
+    assert [one.cut_off for one in memories] == [False, False, True]
+    events = Events(folder, ("a",))
+    events.cut_off(7)
+    (told,) = events.told()
+    assert (told["what"], told["site"], told["round"]) == ("server-back", None, 7)
+    assert told["text"].endswith("goes on after round 7")
+
+
 def test_what_happened_is_kept_over_jobs_without_notices(tmp_path):
     events = Events(RunFolder(tmp_path), ("a", "b"))
     events.note("begins")

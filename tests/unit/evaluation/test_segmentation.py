@@ -1,5 +1,7 @@
 import json
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -64,6 +66,21 @@ def test_without_spacing_distances_are_pixels_and_say_so():
     assert result.distance_unit == "pixels"
     assert result.metrics["hd95_pixels"].value == pytest.approx(4)
     assert "hd95_mm" not in result.metrics
+
+
+def test_sites_that_score_at_once_get_the_figures_of_one_and_no_warning():
+    """Every warning is an error in tests; MONAI gives some, and what is ignored is the process's."""
+    reference = box((12, 12), (3, 9), (3, 9))
+    volumes = [VolumeMasks(np.roll(reference, shift, 0), reference, "a") for shift in range(4)]
+    alone = [evaluate([volume]).to_json() for volume in volumes]
+    every, switch = list(range(4)) * 60, sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda one: evaluate([volumes[one]]).to_json(), every))
+    finally:
+        sys.setswitchinterval(switch)
+    assert together == [alone[one] for one in every]
 
 
 def test_perfect_masks():

@@ -18,8 +18,8 @@ from nvflare.fuel.utils import url_utils
 from medveil.errors import AuthenticityError, MedveilError
 from medveil.federation.engine.connection import TlsConnection
 from medveil.federation.engine.guard import install_guard
-from medveil.federation.engine.listener import Listener, in_words, own_files
-from medveil.federation.engine.tls import TlsSocket, client_context
+from medveil.federation.engine.listener import Listener, in_words, own_files, revoked_serials
+from medveil.federation.engine.tls import CRL_FILE, TlsSocket, client_context
 
 SCHEME = "medveil"
 LOOPBACK = "127.0.0.1"
@@ -74,6 +74,7 @@ class TlsDriver(BaseDriver):  # type: ignore[misc] # the engine has no types
                 sock = socket.create_connection(address, CONNECT_S)
                 tls = TlsSocket(sock, context, server_side=False, handshake_s=HANDSHAKE_S)
                 check_peer(tls.common_name, address[0], certificate)
+                check_not_revoked(tls.serial, authority.with_name(CRL_FILE))
             except (OSError, MedveilError) as error:
                 if sock is not None:
                     sock.close()
@@ -103,6 +104,24 @@ class TlsDriver(BaseDriver):  # type: ignore[misc] # the engine has no types
         if self._listener is not None:
             self._listener.close()
         self.close_all()
+
+
+def check_not_revoked(serial: int, revoked: Path) -> None:
+    """Whether the certificate of who answered still holds, by the list in one's own kit.
+
+    Args:
+        serial: number of the peer's certificate.
+        revoked: the list, PEM; a kit without one knows of nobody.
+
+    Raises:
+        AuthenticityError: it was revoked.
+        ConfigError: the list cannot be read.
+    """
+    if revoked.exists() and serial in revoked_serials(revoked):
+        raise AuthenticityError(
+            "The certificate of who answered was revoked",
+            remedy="ask whoever runs the server to install its present certificate",
+        )
 
 
 def check_peer(name: str, host: str, own_certificate: Path) -> None:

@@ -272,7 +272,7 @@ def revoked_serials(path: Path) -> frozenset[int]:
         raise ConfigError(
             "The list of revoked certificates cannot be read",
             expected=path.name,
-            remedy="unpack the server's kit again",
+            remedy="unpack the kit again",
         ) from None
 
 

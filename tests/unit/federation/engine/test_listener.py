@@ -12,23 +12,15 @@ pytest.importorskip("nvflare")
 
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
-from medveil.connect.provision import provision, revoke
+from medveil.connect.provision import revoke
 from medveil.federation.engine import listener as listeners
 from medveil.federation.engine.listener import Crowd, Listener
-
-FEDERATION = """
-name = "demo"
-server = { host = "localhost", port = 8102, org = "hub" }
-sites = [{ name = "site-1", org = "a" }, { name = "site-2", org = "b" }]
-users = [{ name = "lead@a.org", org = "a", role = "lead" }]
-"""
+from tiny_federation import provisioned
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "federation.toml").write_text(FEDERATION)
-    provision(tmp_path)
-    return tmp_path
+    return provisioned(tmp_path)
 
 
 @pytest.fixture

@@ -19,23 +19,15 @@ from medveil.connect.audit_verify import verify
 from medveil.connect.home import Home
 from medveil.connect.job import build_job
 from medveil.connect.nvflare_parts import SiteExecutor
-from medveil.connect.provision import provision, revoke
+from medveil.connect.provision import revoke
+from tiny_federation import provisioned
 
 JOB = "2f72b35a-56ea-4786-b0ca-3d2f5cb3e3aa"
-FEDERATION = """
-name = "demo"
-server = { host = "localhost", port = 8102, org = "hub" }
-sites = [{ name = "site-1", org = "a" }, { name = "site-2", org = "b" }]
-users = [{ name = "lead@a.org", org = "a", role = "lead" }]
-"""
 
 
 @pytest.fixture(scope="module")
-def provisioned(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("federation")
-    (folder / "federation.toml").write_text(FEDERATION)
-    provision(folder)
-    return folder
+def original(tmp_path_factory):
+    return provisioned(tmp_path_factory.mktemp("federation"))
 
 
 class Cell:
@@ -49,8 +41,8 @@ class Cell:
 class Site:
     """What the engine hands to a site's executor, with a job as deployed."""
 
-    def __init__(self, provisioned, place, sites=("site-1", "site-2")):
-        self.folder = shutil.copytree(provisioned, place / "federation")
+    def __init__(self, original, place, sites=("site-1", "site-2")):
+        self.folder = shutil.copytree(original, place / "federation")
         self.kit = self.folder / "kits" / "site-1"
         self.workspace = Workspace(str(self.kit), "site-1")
         built = build_job(place, b"{}", name="run", sites=list(sites)) / "app"
@@ -90,8 +82,8 @@ class Site:
 
 
 @pytest.fixture
-def site(provisioned, tmp_path, monkeypatch):
-    site = Site(provisioned, tmp_path)
+def site(original, tmp_path, monkeypatch):
+    site = Site(original, tmp_path)
     monkeypatch.setattr(site_program, "run_site", site.ran.append)
     return site
 
@@ -136,8 +128,8 @@ def test_a_changed_job_is_not_run_and_stands_in_the_audit_log(site, change):
     assert (line["event"], line["facts"]) == ("job-refused", {"job": JOB, "error": "AuthenticityError"})
 
 
-def test_a_job_for_other_sites_is_refused_and_noted(provisioned, tmp_path, monkeypatch):
-    site = Site(provisioned, tmp_path, sites=("site-2", "site-3"))
+def test_a_job_for_other_sites_is_refused_and_noted(original, tmp_path, monkeypatch):
+    site = Site(original, tmp_path, sites=("site-2", "site-3"))
     monkeypatch.setattr(site_program, "run_site", site.ran.append)
     site.start()
     assert site.ran == []

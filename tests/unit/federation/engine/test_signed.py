@@ -14,29 +14,20 @@ pytest.importorskip("nvflare")
 from nvflare.lighter.utils import load_private_key_file, sign_folders
 
 from medveil.connect.job import build_job
-from medveil.connect.provision import provision, revoke
+from medveil.connect.provision import revoke
 from medveil.errors import AuthenticityError, ConfigError
 from medveil.federation.engine.signed import MANIFEST_FILE, read_manifest, revocations, signer, write_manifest
-
-FEDERATION = """
-name = "demo"
-server = { host = "localhost", port = 8102, org = "hub" }
-sites = [{ name = "site-1", org = "a" }]
-users = [{ name = "lead@a.org", org = "a", role = "lead" }]
-"""
+from tiny_federation import provisioned
 
 
 @pytest.fixture(scope="module")
-def provisioned(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("federation")
-    (folder / "federation.toml").write_text(FEDERATION)
-    provision(folder)
-    return folder
+def original(tmp_path_factory):
+    return provisioned(tmp_path_factory.mktemp("federation"))
 
 
 @pytest.fixture
-def folder(provisioned, tmp_path):
-    return shutil.copytree(provisioned, tmp_path / "federation")
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "federation")
 
 
 def submitted(folder, place, plan, sites=("site-1", "site-2")):
@@ -179,10 +170,7 @@ def crl_of(folder, *, days, by=None):
 
 
 def test_without_a_sound_list_of_revoked_certificates_nothing_is_accepted(folder, tmp_path):
-    strangers = tmp_path / "strangers"
-    strangers.mkdir()
-    (strangers / "federation.toml").write_text(FEDERATION)
-    provision(strangers)
+    strangers = provisioned(tmp_path / "strangers")
     app = submitted(folder, tmp_path / "job", b"{}")
     crl = authority(folder).with_name("crl.pem")
     for content, why in (
