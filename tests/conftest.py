@@ -23,7 +23,12 @@ def _own_home(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MEDVEIL_CACHE", str(home / "cache"))
 
 
+# Minutes each: begun last, one of two processes would end long after the other.
+_LONGEST = ("test_readme.py", "test_trial.py", "test_infer.py", "test_inversion.py", "test_claims.py")
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
     given = os.environ.get("MEDVEIL_DATA")
     if given and Path(given).is_dir():
         return

@@ -1,5 +1,6 @@
 """Programs as jobs of the engine: a live federation, and the four ways in which its processes are killed."""
 
+import hashlib
 import json
 import os
 import signal
@@ -37,6 +38,17 @@ def test_frames_go_round_between_all_sites_and_the_coordinator(running):
         running.until(lambda site=site: (running.kits[site] / f"ended-{job_id}").exists())
     with running.login() as federation:
         running.until(lambda: federation.job(job_id).status == "FINISHED:COMPLETED")
+
+
+def test_a_result_of_hundreds_of_mebibytes_comes_whole(running, tmp_path):
+    job_id = running.submit({"result_mib": 300})
+    running.until(lambda: ended(running, job_id), 120)
+    with running.login() as federation:
+        running.until(lambda: federation.job(job_id).status == "FINISHED:COMPLETED", 120)
+        folder = federation.fetch(job_id, tmp_path / "run")
+    weights = (folder / "weights.safetensors").read_bytes()
+    assert len(weights) == 300 << 20
+    assert hashlib.sha256(weights).hexdigest() == json.loads((folder / "record.json").read_text())
 
 
 def test_a_killed_process_of_a_site_ends_nothing_and_the_site_may_come_back(running):

@@ -1,10 +1,13 @@
 """A job that sends frames round. Loaded by name in the processes of the test's federation."""
 
+import hashlib
 import json
+import os
 import queue
 import threading
 import time
 
+from medveil.connect.jobs import RESULT
 from medveil.federation.engine.parts import EngineController, EngineExecutor
 
 HELLO = b"hello"
@@ -50,11 +53,21 @@ class EchoController(EngineController):
         for size, count in FRAMES if plan.get("measure") else ():
             report["round_trips"][size] = [self.measure(job, size, back) for _ in range(count)]
         (job.home / f"report-{job.job_id}.json").write_text(json.dumps(report))
+        if "result_mib" in plan:
+            self.leave(job.app / RESULT, plan["result_mib"])
         if plan.get("broken"):
             raise ValueError("SECRET of the server")
         while (job.home / "hold").exists() and not job.abort.wait(0.1):
             (job.home / "heard.json").write_text(json.dumps(heard.copy()))
         return plan.get("ending", "done")
+
+    @staticmethod
+    def leave(folder, mebibytes):
+        """A run whose weights do not compress; the record says what they are."""
+        weights = os.urandom(mebibytes << 20)
+        folder.mkdir()
+        (folder / "weights.safetensors").write_bytes(weights)
+        (folder / "record.json").write_text(json.dumps(hashlib.sha256(weights).hexdigest()))
 
     @staticmethod
     def measure(job, size, back):
