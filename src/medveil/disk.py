@@ -1,4 +1,4 @@
-"""Files that are the old ones or the new ones after a crash, never a mixture; one process at a time in a folder."""
+"""Files that are the old ones or the new ones after a crash, never a mixture; one process at a time."""
 
 import fcntl
 import os
@@ -28,13 +28,16 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 
 @contextmanager
-def alone_in(path: Path) -> Iterator[None]:
-    """Wait until nobody else is here with the same folder or file, and keep others waiting; nothing is written.
+def alone_with(path: Path) -> Iterator[None]:
+    """Wait until no other process or thread of this machine is here with the same file, and keep others waiting.
+
+    Args:
+        path: of a file that is there for this alone; made if it is not. It stays.
 
     Raises:
-        OSError: there is no such folder or file.
+        OSError: it can be neither made nor locked.
     """
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

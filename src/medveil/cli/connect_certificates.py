@@ -48,7 +48,7 @@ def renew(
       medveil connect renew fed site-1
       medveil connect renew fed --within 30
     """  # noqa: D301 - click wants the character itself
-    from medveil.connect.renewal import certificates, ending
+    from medveil.connect.renewal import certificates
     from medveil.connect.renewal import renew as make
 
     if names and days is not None:
@@ -58,11 +58,11 @@ def renew(
             raise click.UsageError("Name the parties that --revoke-old and --readmit are for.")
         _print_certificates(certificates(folder), as_json=as_json)
         return
-    chosen = list(names) if days is None else ending(folder, days)
-    if not chosen:
+    made = make(folder, names, within_days=days, revoke_old=revoke_old, readmit=readmit)
+    if not made:
         click.echo(f"No certificate ends within {days} days." if not as_json else "[]")
         return
-    _print_renewed(make(folder, chosen, revoke_old=revoke_old, readmit=readmit), folder, as_json=as_json)
+    _print_renewed(made, folder, as_json=as_json)
 
 
 def _print_certificates(found: Sequence["Certificate"], *, as_json: bool) -> None:

@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from medveil.configuration import Config, ConfigT, parse_config
 from medveil.connect.policy import Hash
-from medveil.disk import alone_in, replace_file, sync_folder
+from medveil.disk import alone_with, replace_file, sync_folder
 from medveil.errors import ApprovalError, ConfigError
 from medveil.study.plan import Plan
 
@@ -157,7 +155,7 @@ class Approvals:
         plan_hash = plan.digest()
         try:
             self.inbox.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked(self._lock_file()):
+            with alone_with(self._lock_file()):
                 _replace(self._place(plan_hash), json.dumps(plan.model_dump(mode="json"), indent=2).encode())
         except OSError as error:
             raise _unusable("The inbox cannot be written", error) from None
@@ -201,7 +199,7 @@ class Approvals:
         made = parse_config(Decision, {"decision": decision, **facts}, where="approval")
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked(self._lock_file()):
+            with alone_with(self._lock_file()):
                 _check_overrule(self.decision(made.plan), made)
                 content = _File(decisions=(*self.history(), made))
                 _replace(self.path, content.model_dump_json(indent=2).encode())
@@ -264,13 +262,6 @@ def _replace(path: Path, data: bytes) -> None:
     """Write a whole file durably, or leave the old one; call it under the lock."""
     replace_file(path, data, mode=0o600)
     sync_folder(path.parent)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.touch(0o600)
-    with alone_in(path):
-        yield
 
 
 def _unusable(what: str, error: OSError) -> ApprovalError:

@@ -19,6 +19,7 @@ from medveil.errors import ConfigError
 
 STATE_FILE = "cert.json"
 REVOKED_FILE = "revoked.json"
+LOCK_FILE = ".lock"  # beside the folder of the authority: whoever changes the federation is alone
 
 
 class DatedCertBuilder(CertBuilder):  # type: ignore[misc]

@@ -6,7 +6,7 @@ from medveil.connect.home import Home, link_session
 from medveil.connect.jobs import plan_of
 from medveil.connect.leading import Leader, ReturnedError, plan_facts
 from medveil.connect.server_run import Events, leave_result, part
-from medveil.errors import ConfigError, MedveilError, TooFewSitesError
+from medveil.errors import ConfigError, InterruptedRunError, MedveilError, TooFewSitesError
 from medveil.federation.engine.context import Ending, JobContext
 from medveil.federation.postman import Postman
 from medveil.study.folder import RunFolder
@@ -43,30 +43,28 @@ def run_coordinator(job: JobContext) -> Ending:
 
 def _led(job: JobContext, leader: Leader) -> Ending:
     """How it ended."""
-    note = leader.events.note
     farewell = "the server met an unexpected error; its own log says which"
     try:
         leader.lead()
         farewell = "the run is done"
     except ReturnedError as error:
-        note(error.what)
         farewell = error.what
+        _note(leader, error.what)
         return "again"
     except TooFewSitesError as error:
-        note(str(error))
         farewell = _reason(error)
+        _note(leader, str(error))
         if leader.is_final or leader.fruitless >= _MOST_FRUITLESS:
             return "failed"
         leader.wait(min(_LONGEST_WAIT_S, 2.0**leader.fruitless))
         return "again"
     except MedveilError as error:
-        note(str(error))
         farewell = _reason(error)
+        _note(leader, str(error))
         return "again" if job.abort.is_set() else "failed"
     except OSError as error:
         farewell = "the server cannot use a file of its own; the run goes on by itself"
-        with suppress(OSError):
-            note(f"A file at the server cannot be used: {error.strerror}. Make room: the run goes on")
+        _note(leader, f"A file at the server cannot be used: {error.strerror}. Make room: the run goes on")
         leader.wait(_DISK_S)
         return "again"
     finally:
@@ -74,9 +72,17 @@ def _led(job: JobContext, leader: Leader) -> Ending:
     return "done"
 
 
+def _note(leader: Leader, text: str) -> None:
+    """Note why a job ends; what becomes of the run does not hang on room for the note."""
+    with suppress(OSError):
+        leader.events.note(text)
+
+
 def _reason(error: MedveilError) -> str:
-    """Why the job ends, for every site: without what another site said of itself."""
-    return error.what if error.remedy is None else f"{error.what}: {error.remedy}"
+    """Why the job ends, for every site: without what another site said of itself, or what the submitter may do."""
+    if error.remedy is None or isinstance(error, InterruptedRunError):
+        return error.what
+    return f"{error.what}: {error.remedy}"
 
 
 def _finished_before(job: JobContext, folder: RunFolder) -> Ending:

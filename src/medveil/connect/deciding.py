@@ -72,7 +72,8 @@ def decide(kit: Path, plan_hash: str, *, by: str = "", refuse: bool = False) -> 
 
     Raises:
         ConfigError: not a site's kit, or a name that a line of the log cannot hold; nothing is decided.
-        ApprovalError: no such plan, or several; or the decision cannot be written, though the log says it was made.
+        ApprovalError: no such plan, or several; or the decision cannot be written; of an approval the log has the
+            line all the same.
         AuditLogError: the log cannot be written; nothing is approved then, and a refusal holds all the same.
     """
     read_kit(kit, "site")
@@ -85,7 +86,15 @@ def decide(kit: Path, plan_hash: str, *, by: str = "", refuse: bool = False) -> 
         facts: dict[str, Any] = {"plan": whole, "by": who, "policy": policy}
         check_facts("plan-refused", facts)
         decision = approvals.revoke(whole, by=who, at=now, policy=policy)  # first: a broken log must not keep a plan on
-        log.append("plan-refused", **facts)
+        try:
+            log.append("plan-refused", **facts)
+        except AuditLogError as error:
+            raise AuditLogError(
+                f"The plan is refused, but its line is not in the audit log: {error.what}",
+                got=error.got,
+                expected=error.expected,
+                remedy=error.remedy,
+            ) from None
         return decision
     approvals.plan(whole)  # what is approved can be read, and is what its hash says
     log.append("plan-approved", plan=whole, by=who, policy=policy, rule="person")  # first: none without a line

@@ -117,10 +117,12 @@ class Leader:
         """Say farewell to whoever is there, and why, and end the links."""
         gone = () if self._remote is None else self._remote.left  # they were told
         there = [site for site in self._job.sites if site not in gone]
-        part(self._postman, there, reason)
-        if self._memory is not None:
-            with suppress(OSError):  # a full disk: the next job says that this one was cut off
-                self._memory.ended()
+        try:
+            part(self._postman, there, reason)
+        finally:
+            if self._memory is not None:
+                with suppress(OSError):  # a full disk: the next job says that this one was cut off
+                    self._memory.ended()
 
     def lead(self) -> None:
         """The whole run, or what is left of it.
@@ -138,9 +140,10 @@ class Leader:
         journal = Journal(desk, "federated")
         done = journal.snapshot.round if journal.snapshot else 0
         first_job = read_status(self._job.home, self._job.job_id).of
-        memory = self._memory = RunMemory(folder, self._job.sites, first_job=first_job, rounds_done=done)
+        memory = RunMemory(folder, self._job.sites, first_job=first_job, rounds_done=done)
         if memory.cut_off:
             self.events.cut_off(done)
+        self._memory = memory  # whose end is noted from now on
         roster = self._known(memory.sites)
         check_sites(bound, memory.sites)
         lost = lost_sites(journal)

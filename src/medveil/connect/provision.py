@@ -17,6 +17,7 @@ from nvflare.lighter.provisioner import Provisioner
 
 from medveil.connect import kit_files
 from medveil.connect.authority import (
+    LOCK_FILE,
     STATE_FILE,
     DatedCertBuilder,
     check_authority,
@@ -26,7 +27,7 @@ from medveil.connect.authority import (
     root_of,
 )
 from medveil.connect.project import Project, read_project
-from medveil.disk import alone_in, replace_file
+from medveil.disk import alone_with, replace_file
 from medveil.errors import ConfigError
 from medveil.federation.engine.driver import SCHEME
 from medveil.federation.engine.tls import CRL_FILE
@@ -53,9 +54,9 @@ def provision(folder: Path, *, parts: Sequence[str] = kit_files.JOB_PARTS) -> di
         ConfigError: the file is wrong, or contradicts certificates that exist; kits exist and the authority that made
             them is gone, or has ended.
     """
-    project = read_project(folder)
-    with alone_in(folder):
-        return _provisioned(folder, project, parts)
+    read_project(folder)
+    with alone_with(folder / LOCK_FILE):
+        return _provisioned(folder, read_project(folder), parts)
 
 
 def _provisioned(folder: Path, project: Project, parts: Sequence[str]) -> dict[str, Path]:
@@ -94,7 +95,7 @@ def revoke(folder: Path, name: str, *, old: bool = False) -> Path:
     """
     if not (folder / "kits" / SERVER_KIT / "startup").is_dir():
         raise ConfigError("This federation has no server kit yet", remedy="provision it first")
-    with alone_in(folder):
+    with alone_with(folder / LOCK_FILE):
         return hand_out_revocations(folder, revoke_certificate(folder / "ca", name, old=old))
 
 

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from nvflare.lighter.utils import generate_keys, serialize_pri_key
 
 from medveil.connect.authority import (
+    LOCK_FILE,
     STATE_FILE,
     certificate_of,
     dates,
@@ -24,7 +25,7 @@ from medveil.connect.authority import (
 )
 from medveil.connect.project import Project, read_project
 from medveil.connect.provision import SERVER_KIT, common_names, hand_out_revocations
-from medveil.disk import alone_in, replace_file, sync_folder
+from medveil.disk import alone_with, replace_file, sync_folder
 from medveil.errors import ConfigError
 
 Stands = Literal["valid", "ended", "revoked"]
@@ -118,7 +119,14 @@ def ending(folder: Path, days: int) -> list[str]:
     ]
 
 
-def renew(folder: Path, names: Sequence[str], *, revoke_old: bool = False, readmit: bool = False) -> list[Renewed]:
+def renew(
+    folder: Path,
+    names: Sequence[str],
+    *,
+    within_days: int | None = None,
+    revoke_old: bool = False,
+    readmit: bool = False,
+) -> list[Renewed]:
     """Make a new key and certificate for each name; identity keys, policies, ledgers and audit logs are not touched.
 
     The old certificate is accepted until its own end, unless it is revoked: a site goes on with it until somebody there
@@ -127,6 +135,7 @@ def renew(folder: Path, names: Sequence[str], *, revoke_old: bool = False, readm
     Args:
         folder: of the federation.
         names: of kits: sites, users, ``server``.
+        within_days: also for all of :func:`ending`, as it is when nobody else changes the federation any more.
         revoke_old: revoke all certificates before the new one at once: their keys may be known to others.
         readmit: also for a party that was shut out.
 
@@ -143,9 +152,10 @@ def renew(folder: Path, names: Sequence[str], *, revoke_old: bool = False, readm
         cannot divide, revocations included; kits follow it, and :func:`medveil.connect.provision.provision` brings
         those in line that a crash left behind.
     """
-    project = read_project(folder)
-    with alone_in(folder):
-        return _renew(folder, project, names, revoke_old=revoke_old, readmit=readmit)
+    read_project(folder)
+    with alone_with(folder / LOCK_FILE):
+        soon = [] if within_days is None else ending(folder, within_days)
+        return _renew(folder, read_project(folder), [*names, *soon], revoke_old=revoke_old, readmit=readmit)
 
 
 def _renew(folder: Path, project: Project, names: Sequence[str], *, revoke_old: bool, readmit: bool) -> list[Renewed]:
@@ -167,7 +177,7 @@ def _renew(folder: Path, project: Project, names: Sequence[str], *, revoke_old: 
                 f"The certificate of {name} was revoked",
                 remedy=f"leave it so; if {name} is to take part again, with a new key, add --readmit",
             )
-        state[common[name]] = _renewed(
+        state[common[name]] = _fresh_entry(
             entry, state, project.validity.certificate_days, fresh_key=revoke_old or shut_out, revoke_old=revoke_old
         )
         made[name] = old, shut_out or revoke_old
@@ -188,7 +198,7 @@ def _renew(folder: Path, project: Project, names: Sequence[str], *, revoke_old: 
     ]
 
 
-def _renewed(
+def _fresh_entry(
     entry: dict[str, Any], state: dict[str, Any], days: int, *, fresh_key: bool, revoke_old: bool
 ) -> dict[str, Any]:
     """The entry with a new certificate and key, and the old one among those before."""

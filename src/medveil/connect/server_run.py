@@ -34,7 +34,7 @@ class RunMemory:
         sites: of the run.
         attempt: 1 for the first job of the run.
         fruitless: jobs in a row, this one included, that began without a round more than the one before.
-        cut_off: whether the job before this one did not come to its end: its process was killed, or the machine.
+        cut_off: whether the job before this one did not come to its end.
     """
 
     def __init__(self, folder: RunFolder, sites: tuple[str, ...], *, first_job: str, rounds_done: int) -> None:
@@ -56,7 +56,11 @@ class RunMemory:
         write_json(self._path, {**self._facts, "running": True})
 
     def ended(self) -> None:
-        """The job comes to its end, whatever its outcome."""
+        """The job comes to its end, whatever its outcome.
+
+        Raises:
+            OSError: it cannot be written down.
+        """
         write_json(self._path, {**self._facts, "running": False})
 
 
@@ -107,11 +111,11 @@ class Events:
             self._sites[site] = "takes part"
             self._write("joined", "takes part", site)
 
-    def cut_off(self, round_number: int) -> None:
+    def cut_off(self, done: int) -> None:
         """The server is back after a job that did not come to its end."""
         with self._lock:
-            self._round = round_number
-            text = f"The server's process was killed or its machine stopped; the run goes on after round {round_number}"
+            self._round = done
+            text = f"The server was stopped or killed, or its machine failed; the run goes on after round {done}"
             self._write("server-back", text)
 
     def told(self) -> list[dict[str, Any]]:

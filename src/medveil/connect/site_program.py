@@ -197,9 +197,10 @@ class _Visit:
 
     def _pause(self) -> None:
         arrival = self._postman.next(_POLL_S)
-        if arrival is not None and isinstance(decode(arrival.data)[0], Farewell):
-            raise InterruptedRunError("The server ended the run")
         if arrival is not None:
+            message, _ = decode(arrival.data)
+            if isinstance(message, Farewell):
+                raise InterruptedRunError(f"The server ended the job: {message.reason}")
             raise ProtocolError("A message arrived before this site was ready")
         self._observer.server_silent(self._postman.silent_s(SERVER))
         self._stop_if_ended()

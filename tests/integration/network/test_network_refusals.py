@@ -14,7 +14,7 @@ from network_steps import Guests, lead
 
 from medveil.connect import site_program
 from medveil.connect.audit_log import AuditLog
-from medveil.errors import ApprovalError, ConfigError, LedgerError, PolicyError, RunError
+from medveil.errors import ApprovalError, ConfigError, InterruptedRunError, LedgerError, PolicyError, RunError
 from medveil.federation.secure.outbox import Outbox
 from medveil.study import arms
 from medveil.study.plan import Plan
@@ -66,6 +66,15 @@ def test_a_plan_that_is_approved_while_it_waits_goes_on(trained, hospitals):
     ending, errors = place.job("job-1", during=approve, farewell_s=10.0)
     assert (ending, errors) == ("done", {})
     assert place.weights() == weights
+
+
+def test_a_site_that_waits_for_a_person_is_told_why_the_job_ends(trained, hospitals):
+    place = hospitals(trained(CLEAR)[0], policy=PERSON)
+    (place.kit("site-1") / "medveil" / "policy.toml").write_text(WAITING)
+    ending, errors = place.job("job-1")
+    assert ending == "failed"
+    assert type(errors["site-1"]) is InterruptedRunError
+    assert errors["site-1"].what.startswith("The server ended the job: Too few sites are there")
 
 
 @pytest.mark.parametrize(

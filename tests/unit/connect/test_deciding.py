@@ -1,4 +1,4 @@
-"""A decision about a plan has its line in the audit log, or is not made."""
+"""An approval has its line in the audit log, or is not made; a refusal holds, with a line or without."""
 
 import errno
 import json
@@ -72,7 +72,7 @@ def test_a_log_that_is_broken_does_not_keep_a_plan_on(kit):
     deciding.decide(kit, digest, by="A")
     path = Home(kit).audit_path
     path.write_bytes(path.read_bytes().replace(b'"by":"A"', b'"by":"B"'))
-    with pytest.raises(AuditLogError):
+    with pytest.raises(AuditLogError, match="The plan is refused, but its line is not in the audit log"):
         deciding.decide(kit, digest, by="A", refuse=True)
     assert state(kit) == "refused"
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from medveil import disk
 from medveil.connect import authority, renewal
+from medveil.connect.authority import LOCK_FILE
 from medveil.connect.kit import read_kit
 from medveil.connect.provision import provision, revoke
 from medveil.connect.renewal import certificates, ending, renew
@@ -56,7 +57,9 @@ def serials_on_the_list(folder, name="server"):
 
 
 def every_file(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """What stands in the federation's files; the lock is nobody's content."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_FILE]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def changed(before, after):
@@ -293,7 +296,7 @@ def test_those_that_end_soon(folder):
 def test_two_people_at_once_wait_for_each_other(folder, action):
     before = every_file(folder)
     with ThreadPoolExecutor() as pool:
-        with disk.alone_in(folder):
+        with disk.alone_with(folder / LOCK_FILE):
             told = pool.submit(action, folder)
             with pytest.raises(TimeoutError):
                 told.result(timeout=1.5)
