@@ -57,7 +57,8 @@ def run_server(folder: Path) -> NoReturn:
 def run_site(folder: Path) -> NoReturn:
     """Run a site; never returns: the process ends with it.
 
-    A server that cannot be reached is tried again and again, and the log says so in words.
+    A server that cannot be reached is tried again and again, and the log says so in words. When the server comes back
+    with another key, the process begins again with the same command (``exec``).
 
     Args:
         folder: the site's kit.
@@ -71,7 +72,7 @@ def run_site(folder: Path) -> NoReturn:
     install_orders()
     settings = [*_settings(kit), f"uid={kit.name}", f"heart_beat_interval={kit_files.HEARTBEAT_S}"]
     arguments = argparse.Namespace(workspace=str(kit.folder), fed_client="fed_client.json", set=settings, local_rank=0)
-    _run(kit, lambda: client_train.main(arguments))
+    _run(kit, lambda: client_train.main(arguments), when_new_key=_start_anew)
 
 
 def _check_revocations(kit: Kit) -> None:
@@ -83,8 +84,8 @@ def _settings(kit: Kit) -> list[str]:
     return ["secure_train=true", f"org={kit.org}", "config_folder=config"]
 
 
-def _run(kit: Kit, main: Callable[[], None]) -> NoReturn:
-    install()
+def _run(kit: Kit, main: Callable[[], None], when_new_key: Callable[[], None] | None = None) -> NoReturn:
+    install(when_new_key)
     (kit.folder / "transfer").mkdir(exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: threading.Thread(target=_stop, args=(0,)).start())
@@ -116,6 +117,18 @@ def _end(error: MedveilError) -> NoReturn:
 
 def _stop(code: int) -> NoReturn:
     """End this process and those of its jobs; the engine's own threads do not end by themselves."""
+    _end_jobs()
+    os._exit(code)
+
+
+def _start_anew() -> NoReturn:
+    """This process begins again with the same command: the engine asks for its token at the start only."""
+    _log.warning("the server has a new key: this site's program starts again, so that the two know each other")
+    _end_jobs()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - its own command, whoever started it
+
+
+def _end_jobs() -> None:
     children = psutil.Process().children(recursive=True)
     for child in children:
         try:
@@ -126,7 +139,6 @@ def _stop(code: int) -> NoReturn:
         child.kill()
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(code)
 
 
 def _check_port(kit: Kit) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +13,7 @@ from medveil.connect.observing import SiteObserver
 from medveil.connect.own import Own
 from medveil.connect.permission import Permission
 from medveil.connect.site_sums import SiteSums
-from medveil.errors import AuthenticityError, PolicyError, ProtocolError, RunError
+from medveil.errors import AuthenticityError, LedgerError, PolicyError, ProtocolError, RunError
 from medveil.federation.messages import Ask, Farewell, LedgerHead, Open, Sealed, Settled, Stop, Task, decode, encode
 from medveil.federation.secure.outbox import Outbox
 from medveil.federation.secure.tally_notes import TallyNotes
@@ -86,7 +87,11 @@ class SiteRun:
         return self._site is not None and self._site.finished
 
     def close(self) -> None:
-        """Let a later attempt have the run."""
+        """Let a later attempt have the run; what it did not even begin to spend is there for other runs meanwhile."""
+        if self._account is not None:
+            with suppress(LedgerError):  # it stays held; the ledger's state was told where it was needed
+                self._account.give_back_unused()
+            self._account = None
         if self._held is not None:
             self._held.close()
             self._held = None
@@ -208,6 +213,7 @@ class SiteRun:
         if self._account is not None:
             steps = self._account.steps
             told = self._account.close()
+            self._account = None
             ledger = LedgerHead(**told) if self._own.config.tell_ledger else None
             self._log.append("ledger-closed", plan=self._own.plan.digest(), steps=steps, head=told["head"])
         if self._outbox is not None and self._round == self._own.plan.federation.rounds:

@@ -136,12 +136,23 @@ class Account:
         """Everything that this run has charged, attempts before a crash included; None where the party refused."""
         return self._ledger.charged(self._run, self._dataset)
 
+    def give_back_unused(self) -> None:
+        """Hold nothing back for a run of which nothing was charged: it did not get so far. It may open again.
+
+        Raises:
+            LedgerError: the ledger cannot be used.
+        """
+        if self.steps == 0:
+            self._ledger.close_run(self._run)
+
     def close(self) -> dict[str, Any]:
         """End the account; what the ledger says, for the record.
 
-        A plan that was used up is given back. One that was not (the training stopped early) stays held: when to stop
-        was decided by looking at releases, and then only the whole plan bounds what they cost.
+        A plan that was used up, or of which nothing was, is given back. One that was used in part (the training stopped
+        early) stays held: when to stop was decided by looking at releases, and then only the whole plan bounds what
+        they cost.
         """
+        self.give_back_unused()
         if self.steps >= self._bound.steps:
             self._ledger.close_run(self._run)
         spent = self._ledger.spent(self._dataset, delta=self._bound.delta)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from medveil.connect.renewal import renew
 from medveil.errors import ConfigError, FederationError
 
 pytestmark = [pytest.mark.slow, pytest.mark.live]
@@ -49,6 +50,30 @@ def test_a_result_of_hundreds_of_mebibytes_comes_whole(running, tmp_path):
     weights = (folder / "weights.safetensors").read_bytes()
     assert len(weights) == 300 << 20
     assert hashlib.sha256(weights).hexdigest() == json.loads((folder / "record.json").read_text())
+
+
+def test_sites_come_back_to_a_server_with_a_new_certificate(running):
+    """Its old key signed their tokens; a site's program begins again, under the same process number."""
+    before = {name: process.pid for name, process in running.processes.items()}
+    renew(running.folder, ["server"])
+    running.kill("server")
+    running.start("server")
+    running.until(lambda: all("starts again" in running.output(site) for site in running.sites), 60)
+
+    def back():
+        try:
+            with running.login() as federation:
+                return set(federation.connected()) == set(running.sites)
+        except FederationError:
+            return False
+
+    running.until(back, 90, every_s=2)
+    assert {name: running.processes[name].pid for name in running.sites} == {
+        name: before[name] for name in running.sites
+    }
+    job_id = running.submit()
+    running.until(lambda: ended(running, job_id))
+    assert running.state(job_id)["status"] == "done"
 
 
 def test_a_killed_process_of_a_site_ends_nothing_and_the_site_may_come_back(running):

@@ -27,6 +27,7 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -65,9 +66,9 @@ def strangers(tmp_path_factory):
 class Server:
     """A listener that greets whoever gets in and remembers their names."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, port=None):
         startup = folder / "kits" / "server" / "startup"
-        self.port = free_port()
+        self.port = port or free_port()
         self.names = []
         self.listener = Listener(
             {
@@ -229,28 +230,57 @@ def test_a_server_without_its_list_of_revoked_certificates_does_not_start(tmp_pa
         Server(tmp_path)
 
 
-def test_a_site_does_not_stay_with_a_server_whose_certificate_was_revoked(folder, tmp_path, caplog):
-    """The key may be somebody else's; the site knows by its own list, and says so."""
-    federation = shutil.copytree(folder, tmp_path / "federation")
-    startup = federation / "kits" / "site-1" / "startup"
-    server = Server(shutil.copytree(folder, tmp_path / "stolen"))
-    renew(federation, ["server"], revoke_old=True)
+@contextmanager
+def connecting(port, startup):
+    """A driver that connects as site-1 does, in a thread."""
     params = {
         DriverParams.HOST.value: "localhost",
-        DriverParams.PORT.value: str(server.port),
+        DriverParams.PORT.value: str(port),
         DriverParams.CA_CERT.value: str(startup / "rootCA.pem"),
         DriverParams.CLIENT_CERT.value: str(startup / "client.crt"),
         DriverParams.CLIENT_KEY.value: str(startup / "client.key"),
     }
-    assert enter(server, federation / "kits" / "site-1") == (b"welcome", "TLSv1.3")
-    connector = SimpleNamespace(params=params, stopped=threading.Event(), mode=Mode.ACTIVE)
     driver = TlsDriver()
+    connector = SimpleNamespace(params=params, stopped=threading.Event(), mode=Mode.ACTIVE)
     thread = threading.Thread(target=driver.connect, args=(connector,))
     thread.start()
     try:
-        logged(caplog, "The certificate of who answered was revoked")
+        yield driver
     finally:
         driver.shutdown()
         thread.join(10)
-        server.close()
     assert not thread.is_alive()
+
+
+def test_a_site_does_not_stay_with_a_server_whose_certificate_was_revoked(folder, tmp_path, caplog):
+    """The key may be somebody else's; the site knows by its own list, and says so."""
+    federation = shutil.copytree(folder, tmp_path / "federation")
+    server = Server(shutil.copytree(folder, tmp_path / "stolen"))
+    renew(federation, ["server"], revoke_old=True)
+    try:
+        assert enter(server, federation / "kits" / "site-1") == (b"welcome", "TLSv1.3")
+        with connecting(server.port, federation / "kits" / "site-1" / "startup"):
+            logged(caplog, "The certificate of who answered was revoked")
+    finally:
+        server.close()
+
+
+def test_a_server_that_comes_back_with_another_key_is_noticed(folder, tmp_path, monkeypatch):
+    """Once the old key is known: not at the first connection, and not when the same server comes back."""
+    federation = shutil.copytree(folder, tmp_path / "federation")
+    startup, told = federation / "kits" / "site-1" / "startup", []
+    monkeypatch.setattr(TlsDriver, "_serve", lambda _driver, tls: tls.close())
+    monkeypatch.setattr(TlsDriver, "when_new_key", (lambda: told.append(True),))
+    port = free_port()
+    for renewed, notices in ((False, 0), (False, 0), (True, 1)):
+        if renewed:
+            renew(federation, ["server"])
+        server = Server(federation, port)
+        try:
+            with connecting(port, startup):
+                end = time.monotonic() + 10
+                while not (server.names and len(told) == notices) and time.monotonic() < end:
+                    time.sleep(0.02)
+        finally:
+            server.close()
+        assert (server.names[:1], len(told)) == (["site-1"], notices)

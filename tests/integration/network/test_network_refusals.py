@@ -12,6 +12,7 @@ from network_plans import CLEAR, DISTRIBUTED, POLICY, SPARING, SUMS
 from network_rig import Wire
 from network_steps import Guests, lead
 
+from medveil.accounting.ledger import Ledger
 from medveil.connect import site_program
 from medveil.connect.audit_log import AuditLog
 from medveil.errors import ApprovalError, ConfigError, InterruptedRunError, LedgerError, PolicyError, RunError
@@ -146,6 +147,26 @@ def test_a_site_of_another_version_is_refused(trained, hospitals, monkeypatch):
             "install the same version of medveil everywhere" if name in sent_away else "Too few sites are there: mend"
         )
         assert remedy in stands[name]
+
+
+def test_a_run_that_ends_before_its_first_step_holds_no_budget_back(trained, hospitals):
+    """A site of four does not know the others: they had agreed, and opened their accounts."""
+    place = hospitals(trained(DISTRIBUTED)[0])
+    for name in ("site-2", "site-3"):
+        roster = place.kit(name) / "medveil" / "roster.json"
+        named = json.loads(roster.read_text())
+        del named["sites"]["site-1"]
+        roster.write_text(json.dumps(named))
+    ending, errors = place.job("job-1")
+    assert ending == "failed"
+    assert {name for name, error in errors.items() if isinstance(error, PolicyError)} == {"site-2", "site-3"}
+    begun = [name for name in ("site-1", "site-4") if "run-begun" in place.events(name)]
+    assert begun
+    for name in begun:
+        (path,) = place.home(name).ledgers.glob("*.sqlite")
+        with Ledger(path) as ledger:
+            spent = ledger.spent("phantom-classification", delta=1e-3)
+        assert spent.held == 0.0
 
 
 def test_a_site_with_images_of_another_shape_is_refused(trained, dealt, hospitals):

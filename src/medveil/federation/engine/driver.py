@@ -4,8 +4,9 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cryptography import x509
 from nvflare.fuel.f3 import communicator
@@ -27,12 +28,16 @@ HANDSHAKE_S = 10.0
 CONNECT_S = 5.0
 RETRY_S = 1.0
 TELL_EVERY_S = 15.0
+KEYS: dict[tuple[str, int], bytes] = {}
+"""Host and port that this process connected to -> key of who answered first."""
 
 _log = logging.getLogger("medveil.network")
 
 
 class TlsDriver(BaseDriver):  # type: ignore[misc] # the engine has no types
     """Connects and listens for the scheme ``medveil``: always mutual TLS 1.3, whatever else a configuration asks."""
+
+    when_new_key: ClassVar[tuple[Callable[[], None], ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,6 +80,7 @@ class TlsDriver(BaseDriver):  # type: ignore[misc] # the engine has no types
                 tls = TlsSocket(sock, context, server_side=False, handshake_s=HANDSHAKE_S)
                 check_peer(tls.common_name, address[0], certificate)
                 check_not_revoked(tls.serial, authority.with_name(CRL_FILE))
+                renewed = KEYS.setdefault(address, tls.public_key) != tls.public_key
             except (OSError, MedveilError) as error:
                 if sock is not None:
                     sock.close()
@@ -84,6 +90,11 @@ class TlsDriver(BaseDriver):  # type: ignore[misc] # the engine has no types
                 self._stopped.wait(RETRY_S)
                 continue
             _log.info("connected to %s:%s, which is %s", *address, tls.common_name)
+            if renewed and self.when_new_key:
+                tls.close()
+                for call in self.when_new_key:
+                    call()
+                return
             self._serve(tls)
             return
 
@@ -148,11 +159,16 @@ def check_peer(name: str, host: str, own_certificate: Path) -> None:
         )
 
 
-def install() -> None:
+def install(when_new_key: Callable[[], None] | None = None) -> None:
     """Make the engine of this process know the scheme, and hear only what a run needs.
 
     To be called before its first cell starts, by every process of the engine.
+
+    Args:
+        when_new_key: called, in a thread of the engine, when who is connected to has another key than the first time:
+            the token that the engine got then is signed with the old one, and the engine never asks for another.
     """
+    TlsDriver.when_new_key = () if when_new_key is None else (when_new_key,)
     install_guard()
     net_utils.SECURE_SCHEMES.add(SCHEME)  # identities of peers are then bound to their certificates
     url_utils._SECURE_SCHEME_MAPPING.setdefault(SCHEME, SCHEME)  # noqa: SLF001 - the engine's list has no door

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
 from medveil.errors import ConfigError, FederationError
 
 CHUNK_BYTES = 256 * 1024
@@ -104,6 +107,7 @@ class TlsSocket:
         sock.settimeout(None)
         certificate = self._tls.getpeercert() or {}
         self.serial = int(str(certificate.get("serialNumber", "0")), 16)
+        self.public_key = _public_key(self._tls.getpeercert(binary_form=True))
         self.common_name = _common_name(certificate)
 
     def _handshake(self, limit_s: float) -> None:
@@ -202,6 +206,14 @@ class TlsSocket:
         except OSError:
             return "closed", "closed"
         return f"{mine[0]}:{mine[1]}", f"{theirs[0]}:{theirs[1]}"
+
+
+def _public_key(certificate: bytes | None) -> bytes:
+    """The key of a certificate in DER; empty where the peer showed none."""
+    if certificate is None:
+        return b""
+    key = x509.load_der_x509_certificate(certificate).public_key()
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _common_name(certificate: Mapping[str, Any]) -> str:
