@@ -73,8 +73,9 @@ class Case:
 
 def same_phase(what, sites, most):
     """Every subset of up to ``most`` sites, at every phase."""
-    scores = [phase for phase in TALLY_EARLY if phase not in {*JOINING, "partly-sent"}]  # they are one piece
-    phases = {"round": [*EARLY, *LATE], "join": [*JOINING], "scores": [*scores, *LATE]}
+    whole = [phase for phase in TALLY_EARLY if phase != "partly-sent"]  # scores and cohort are one piece
+    scores = [phase for phase in whole if phase not in JOINING]
+    phases = {"round": [*EARLY, *LATE], "join": [*JOINING], "scores": [*scores, *LATE], "cohort": [*whole, *LATE]}
     phases = phases.get(what, [*TALLY_EARLY, *LATE])
     return [
         Case(what, dict.fromkeys(victims, phase))

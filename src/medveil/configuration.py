@@ -15,15 +15,18 @@ class Config(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+PLAN_PAGE = "docs/reference/plan.md"
+SITE_PAGE = "docs/reference/site-policy.md"
 
 
-def parse_config(model: type[ConfigT], values: object, *, where: str) -> ConfigT:
+def parse_config(model: type[ConfigT], values: object, *, where: str, page: str = PLAN_PAGE) -> ConfigT:
     """Validate ``values`` as ``model``.
 
     Args:
         model: a pydantic model.
         values: parsed TOML.
         where: what is being read, for the message, for example ``"plan.toml"``.
+        page: of the documentation, with every key.
 
     Raises:
         ConfigError: with the first problem's place, value and expectation, and how many more there are.
@@ -31,10 +34,10 @@ def parse_config(model: type[ConfigT], values: object, *, where: str) -> ConfigT
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise config_error(error, values, where=where) from None
+        raise config_error(error, values, where=where, page=page) from None
 
 
-def config_error(error: ValidationError, values: object, *, where: str) -> ConfigError:
+def config_error(error: ValidationError, values: object, *, where: str, page: str = PLAN_PAGE) -> ConfigError:
     """The first problem of a pydantic error as a :class:`ConfigError` in this project's words."""
     problems = error.errors(include_url=False)
     first = problems[0]
@@ -44,16 +47,16 @@ def config_error(error: ValidationError, values: object, *, where: str) -> Confi
     if kind == "extra_forbidden":
         return ConfigError(
             f"{where}: unknown key {place}{more}",
-            remedy="remove it or correct its spelling; docs/reference/plan.md lists every key",
+            remedy=f"remove it or correct its spelling; {page} lists every key",
         )
     if kind == "missing":
-        return ConfigError(f"{where}: {place} is missing{more}", remedy="add it; docs/reference/plan.md has an example")
+        return ConfigError(f"{where}: {place} is missing{more}", remedy=f"add it; {page} has an example")
     value = first.get("input")
     return ConfigError(
         f"{where}: {place} is not valid{more}",
         got=_short(value),
         expected=first["msg"].removeprefix("Value error, "),
-        remedy="docs/reference/plan.md lists every key with its range",
+        remedy=f"{page} lists every key with its range",
     )
 
 

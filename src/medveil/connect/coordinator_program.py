@@ -15,6 +15,7 @@ from medveil.study.manifest import verify_manifest
 _DISK_S = 60.0
 _LONGEST_WAIT_S = 120.0
 _MOST_FRUITLESS = 50
+_OVER = "The run is over; once the cause is mended, submit the plan again. "
 
 
 def run_coordinator(job: JobContext) -> Ending:
@@ -53,14 +54,15 @@ def _led(job: JobContext, leader: Leader) -> Ending:
         return "again"
     except TooFewSitesError as error:
         farewell = _reason(error)
-        _note(leader, str(error))
         if leader.is_final or leader.fruitless >= _MOST_FRUITLESS:
+            _note(leader, f"{_OVER}{error}")
             return "failed"
+        _note(leader, str(error))
         leader.wait(min(_LONGEST_WAIT_S, 2.0**leader.fruitless))
         return "again"
     except MedveilError as error:
         farewell = _reason(error)
-        _note(leader, str(error))
+        _note(leader, str(error) if job.abort.is_set() else f"{_OVER}{error}")
         return "again" if job.abort.is_set() else "failed"
     except OSError as error:
         farewell = "the server cannot use a file of its own; the run goes on by itself"

@@ -78,7 +78,7 @@ class Gather(Generic[MessageT]):
                 "Too few sites are there",
                 got=f"{len(self._alive)}; " + "; ".join(f"{name}: {why}" for name, why in sorted(self.lost.items())),
                 expected=f"at least {self._least}",
-                remedy="mend the cause at the site; the run goes on by itself where it can",
+                remedy="mend the cause at the site",
             )
         return []
 

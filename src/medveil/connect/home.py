@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from medveil.configuration import Config, parse_config
+from medveil.configuration import SITE_PAGE, Config, parse_config
 from medveil.connect.approvals import Approvals
 from medveil.connect.audit_log import AuditLog
 from medveil.connect.policy import SitePolicy, load_policy
@@ -69,7 +69,7 @@ class Home:
             ConfigError: missing, or not valid.
         """
         values = read_toml(self.site_path)
-        return parse_config(SiteConfig, values, where=self.site_path.name)
+        return parse_config(SiteConfig, values, where=self.site_path.name, page=SITE_PAGE)
 
     def server(self) -> ServerConfig:
         """The server's own settings; the defaults where there is no file.

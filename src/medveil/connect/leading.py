@@ -239,16 +239,22 @@ class Leader:
         """The sites' identity keys.
 
         Raises:
-            ConfigError: a site that is not in the roster, or not as many as the plan counts on.
+            ConfigError: a site is not in the server's roster, or there are not as many as the plan counts on.
         """
         roster = self._home.roster()
         strangers = [site for site in sites if site not in roster]
         planned = known_sites(self._plan)
-        if strangers or (planned is not None and planned != len(sites)):
+        if strangers:
+            raise ConfigError(
+                "The server does not know every site of the job",
+                got=f"{len(strangers)} of {len(sites)} are not in its roster",
+                remedy="give the server the roster.json of its present kit, which provisioning wrote",
+            )
+        if planned is not None and planned != len(sites):
             raise ConfigError(
                 "The job's sites are not those that the plan counts on",
-                got=f"{len(sites)} sites, {len(strangers)} of them unknown to the server",
-                expected=f"{planned} sites of the roster" if planned is not None else "sites of the roster",
+                got=f"{len(sites)} sites",
+                expected=f"{planned} sites",
                 remedy="set data.partition in the plan to the number of sites, or submit to other sites",
             )
         return {site: roster[site] for site in sites}

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from medveil.configuration import Config, parse_config
+from medveil.configuration import SITE_PAGE, Config, parse_config
 from medveil.data.subject import Task
 from medveil.dp.plan import LARGEST_CLAIM
 from medveil.dp.settings import Relation, Unit
@@ -21,7 +21,6 @@ Mode = Literal["central", "local", "distributed", "site", "none"]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
-PAGE = "docs/reference/site-policy.md"
 TEMPLATE = Path(__file__).parent / "templates" / "policy.toml"
 """The example that a new site starts from, with a comment on every key."""
 
@@ -194,8 +193,4 @@ def load_policy(path: str | Path) -> SitePolicy:
         values = tomllib.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number of too many digits
         raise ConfigError(f"{path.name} is not valid TOML", got=str(error), remedy="correct the line named") from None
-    try:
-        return parse_config(SitePolicy, values, where=path.name)
-    except ConfigError as error:
-        remedy = (error.remedy or "").replace("docs/reference/plan.md", PAGE)
-        raise ConfigError(error.what, got=error.got, expected=error.expected, remedy=remedy) from None
+    return parse_config(SitePolicy, values, where=path.name, page=SITE_PAGE)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from medveil.configuration import Config, parse_config
+from medveil.configuration import SITE_PAGE, Config, parse_config
 from medveil.errors import ConfigError
 
 PROJECT_FILE = "federation.toml"
@@ -111,4 +111,4 @@ def read_project(folder: Path) -> Project:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{PROJECT_FILE} is no TOML", got=str(error), remedy="correct it") from None
-    return parse_config(Project, values, where=PROJECT_FILE)
+    return parse_config(Project, values, where=PROJECT_FILE, page=SITE_PAGE)

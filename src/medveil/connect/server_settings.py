@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from medveil.configuration import Config, parse_config
+from medveil.configuration import SITE_PAGE, Config, parse_config
 from medveil.errors import ConfigError
 from medveil.federation.link import LinkSettings
 from medveil.federation.patience import Patience
@@ -56,4 +56,4 @@ def read_server_settings(path: Path) -> ServerConfig:
         ) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path.name} is not valid", got=type(values).__name__, expected="a JSON object")
-    return parse_config(ServerConfig, values, where=path.name)
+    return parse_config(ServerConfig, values, where=path.name, page=SITE_PAGE)

@@ -59,6 +59,7 @@ def test_every_site_is_told_and_the_run_goes_on_where_it_can(error, aborted, end
     assert told.startswith(farewell)
     assert "its own words" not in told
     assert bool(leader.notes) == (error is not None and not full)
+    assert all(note.startswith("The run is over") == (ending == "failed") for note in leader.notes)
 
 
 def test_a_defect_is_told_without_its_text():
