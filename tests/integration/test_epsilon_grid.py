@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -54,8 +55,8 @@ algorithm = { kind = "fedavg", local_steps = 2 }
 """,
 )
 
-LONG = 240
-"""Rounds of a grid that is stopped in the midst: on a busy machine a signal takes its time, and rounds take little."""
+LONG = 80
+"""Rounds of a grid that is stopped in the midst."""
 
 
 @pytest.fixture
@@ -208,13 +209,24 @@ def _command(plan, out, *more):
 def _stop_in_the_midst(command, run, end):
     """Start a grid and stop it when the run has got on; return the exit code, what was said, and the run's round."""
     before = _rounds(run)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with _interrupts_heeded():
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and len(_rounds(run)) < len(before) + 5:
         time.sleep(0.01)
     assert process.poll() is None  # a grid that ends before it is stopped proves nothing
     process.send_signal(end)
     said = process.communicate(timeout=60)[1]
     return process.returncode, said, len(_rounds(run))
+
+
+@contextmanager
+def _interrupts_heeded():
+    """A process that is begun here heeds Ctrl-C; in the background of a shell, tests inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _rounds(run):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from medveil.connect.renewal import Certificate, Renewed
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
-_NEW_LIST = "Copy {path} into startup/ of the running server and of every site: each goes by the list in its own kit."
+_NEW_LIST = "Copy {path} into startup/ of the running server, every site and every person: each goes by its own list."
 
 
 @click.command("revoke")
