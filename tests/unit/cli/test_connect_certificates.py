@@ -60,7 +60,8 @@ def test_with_the_old_one_revoked_it_names_the_list_too(folder):
     answer = run("renew", folder, "site-1", "--revoke-old")
     assert "the old one is revoked\n" in answer.output
     assert (
-        f"Copy {folder}/kits/server/startup/crl.pem into startup/ of the running server, every site and every person" in answer.output
+        f"Copy {folder}/kits/server/startup/crl.pem into startup/ of the running server, every site and every person"
+        in answer.output
     )
     (row,) = json.loads(run("renew", folder, "site-1", "--revoke-old", "--json").output)
     assert row["old_revoked"] is True
