@@ -70,9 +70,10 @@ def run_site(folder: Path) -> NoReturn:
     kit = read_kit(folder, "site")
     _check_revocations(kit)
     install_orders()
+    begun_in = Path.cwd()  # the engine goes to another folder, and the command may hold relative paths
     settings = [*_settings(kit), f"uid={kit.name}", f"heart_beat_interval={kit_files.HEARTBEAT_S}"]
     arguments = argparse.Namespace(workspace=str(kit.folder), fed_client="fed_client.json", set=settings, local_rank=0)
-    _run(kit, lambda: client_train.main(arguments), when_new_key=_start_anew)
+    _run(kit, lambda: client_train.main(arguments), when_new_key=lambda: _start_anew(begun_in))
 
 
 def _check_revocations(kit: Kit) -> None:
@@ -121,11 +122,16 @@ def _stop(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _start_anew() -> NoReturn:
-    """This process begins again with the same command: the engine asks for its token at the start only."""
+def _start_anew(folder: Path) -> NoReturn:
+    """This process begins again, with the command and in the folder that it was begun with.
+
+    The engine asks for its token at the start only. No shell, no word from outside: the operating system's record of
+    this process's own command, so that whoever watches the process (systemd, a terminal) goes on watching it.
+    """
     _log.warning("the server has a new key: this site's program starts again, so that the two know each other")
     _end_jobs()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - its own command, whoever started it
+    os.chdir(folder)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - a shell would be one more to trust
 
 
 def _end_jobs() -> None:

@@ -51,7 +51,8 @@ class Running:
 
     def start(self, name):
         run = "run_server" if name == "server" else "run_site"
-        self._start(name, ["-c", COMMAND.format(run), str(self.kits[name])])
+        kit = self.kits[name].relative_to(self.folder)  # as people type it; the engine changes the folder
+        self._start(name, ["-c", COMMAND.format(run), str(kit)])
 
     def start_hostile(self, name, report, *arguments):
         """A site or person with the code of ``echo/hostile.py``; what it got comes into ``report``."""
